@@ -1,0 +1,177 @@
+"""The full configuration: one typed dataclass per Hydra group, every field documented.
+
+Only this module knows the whole configuration; everything below receives the few values it needs.
+Rules that tie fields of one group to another are in `engine.validate`. The comment behind a field is its
+documentation: `--help` prints it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+
+@dataclass
+class ModelConfig:
+    """Traits of one transformer (`conf/model/`). Each trait names a component of `engine.models`."""
+
+    name: str = "llama"  # label for logs and run names
+    layers: int = 4  # transformer blocks
+    hidden: int = 256  # width of the residual stream
+    heads: int = 4  # query heads
+    kv_heads: int | None = None  # key/value heads (grouped-query attention); null: as many as `heads`
+    head_dim: int | None = None  # null: hidden / heads
+    ffn: int = 704  # width of the feed-forward layer (of the gate, for gated activations)
+    vocab_size: int | None = None  # null: the tokenizer's size rounded up to a multiple of `vocab_multiple`
+    vocab_multiple: int = 64  # rounding for vocab_size=null; independent of the layout
+    norm: str = "rmsnorm"  # rmsnorm | layernorm
+    norm_eps: float = 1e-5
+    positions: str = "rope"  # rope | learned
+    rope_theta: float = 10000.0
+    max_positions: int = 2048  # rows of the learned position table; upper bound of data.seq_len for it
+    activation: str = "swiglu"  # swiglu | gelu | gelu_tanh
+    attention_bias: bool = False  # bias of the q, k, v projections
+    attention_out_bias: bool = False  # bias of the attention output projection
+    mlp_bias: bool = False  # biases of the feed-forward projections
+    tied_embeddings: bool = True  # the output projection is the embedding matrix
+    hidden_dropout: float = 0.0  # after attention, after the feed-forward layer
+    attention_dropout: float = 0.0  # on the attention probabilities
+    embedding_dropout: float = 0.0  # on the sum of the embeddings
+    init_std: float = 0.02  # standard deviation of normal weight initialisation
+    scaled_init: bool = True  # output projections start with init_std / sqrt(2 * layers) (GPT-2)
+
+
+@dataclass
+class DataConfig:
+    """Where text comes from and how it becomes samples (`conf/data/`)."""
+
+    paths: list[Any] = field(default_factory=list)  # files, globs, or index prefixes; [weight, path] pairs blend
+    format: str = "auto"  # auto | builtin | text | jsonl | megatron (by ending when auto)
+    jsonl_key: str = "text"  # field of each JSON line that holds the text
+    cache_dir: str = "${run.root}/data"  # where tokenizers and indexed corpora are kept
+    tokenizer: str = "train"  # "train": a byte-level BPE trained on the corpus; else a path to tokenizer.json
+    tokenizer_vocab: int = 4096  # vocabulary size for tokenizer=train
+    append_eod: bool = True  # append the end-of-document token to each document
+    workers: int = 0  # preprocessing processes; 0: one per core
+    seq_len: int = 256  # tokens per sample
+    split: str = "969,30,1"  # train, valid, test shares of the documents
+    document_mask: bool = False  # attention does not cross document boundaries
+    position_reset: bool = False  # positions restart at each document (needs document_mask)
+    eod_loss: bool = True  # count the loss of predicting across the end-of-document token
+    prefetch: int = 2  # global batches prepared ahead by the background worker; 0: in the foreground
+
+
+@dataclass
+class ParallelConfig:
+    """The layout (`conf/parallel/`): it changes speed and memory, never the training."""
+
+    tp: int = 1  # tensor-parallel ranks
+    pp: int = 1  # pipeline stages
+    dp: int | None = None  # data-parallel replicas; null: world size / (tp * pp * cp)
+    cp: int = 1  # context-parallel ranks (1 for now)
+    sequence_parallel: bool = False  # shard activations between blocks along the sequence over tp
+    schedule: str = "1f1b"  # gpipe | 1f1b | interleaved
+    virtual_stages: int = 1  # model chunks per pipeline rank (schedule=interleaved)
+    stage_layers: list[int] | None = None  # layers of each stage, in model order; null: balanced
+    recompute: str = "none"  # none | selective | full
+    bucket_mb: float = 25.0  # size of a gradient bucket, MiB of main gradient
+    overlap: bool = True  # reduce gradients while the backward pass runs
+    timeout_s: float = 600.0  # how long a collective may wait for its peers
+
+
+@dataclass
+class OptimConfig:
+    """AdamW, its schedules and clipping (`conf/optim/`)."""
+
+    lr: float = 3e-4  # peak learning rate
+    min_lr: float = 3e-5  # learning rate at the end of the decay
+    schedule: str = "cosine"  # constant | cosine | linear | inverse_sqrt | wsd
+    warmup_steps: int = 0  # linear warm-up from 0
+    decay_steps: int | None = None  # step at which min_lr is reached; null: train.steps
+    wsd_decay_fraction: float = 0.1  # share of decay_steps that wsd spends on its final decay
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # for matrices; norms and biases are never decayed
+    decay_embeddings: bool = True  # apply weight decay to embedding tables too
+    clip: float = 1.0  # largest global gradient norm; 0: no clipping
+
+
+@dataclass
+class PrecisionConfig:
+    """Number formats (`conf/precision/`); masters, moments and gradients stay in fp32 (fp64 for fp64)."""
+
+    dtype: str = "fp32"  # fp64 | fp32 | bf16 | fp16: of parameters and activations
+    loss_scale: float = 65536.0  # first loss scale of fp16
+    loss_scale_window: int = 1000  # clean steps before the scale doubles
+    min_loss_scale: float = 1.0  # the run stops when an overflow wants less
+
+
+@dataclass
+class TrainConfig:
+    """Length and batch of the run."""
+
+    steps: int = 200  # optimizer steps
+    micro_batch: int = 4  # samples per forward pass of one replica
+    global_batch: int = 8  # samples per optimizer step
+    ramp: list[int] | None = None  # [first batch, increment, samples]: batch-size ramp-up (as Megatron's)
+    seed: int = 1234
+    eval_interval: int = 50  # steps between validations; 0: only at the end
+    eval_samples: int = 64  # samples of the validation split that are scored
+    log_interval: int = 1  # steps between console lines
+
+
+@dataclass
+class CheckpointConfig:
+    """What is saved, when, and what is kept (`conf/checkpoint/`)."""
+
+    interval: int = 100  # steps between checkpoints; 0: only at the end
+    keep_last: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # besides, keep each checkpoint whose step is a multiple of this; 0: none
+    asynchronous: bool = True  # write in the background
+    load: str = "auto"  # auto: newest whole one of the run folder | none | path of a run or checkpoint folder
+    load_optimizer: bool = True  # with load=PATH of another run: also moments, step and data position
+
+
+@dataclass
+class MonitorConfig:
+    """Where metrics go (`conf/monitor/`); metrics.jsonl is always written."""
+
+    console: str = "auto"  # auto | rich | plain | off
+    wandb: str = "off"  # off | auto (online when logged in, else offline) | offline | online
+    wandb_project: str = "trimaran"
+    peak_tflops: float = 0.0  # of one device, for MFU; 0: known from the device's name, else FLOP/s only
+
+
+@dataclass
+class OpsConfig:
+    """Choice of kernels."""
+
+    backend: str = "auto"  # auto | reference | cpu: the compiled extension where it can serve, or plain torch
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives."""
+
+    root: str = "runs"  # folder of all runs
+    name: str = "default"  # this run's folder below root; starting it again resumes it
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int = 0  # torch threads per rank; 0: cores / ranks on this node
+
+
+@dataclass
+class Config:
+    """The whole configuration of a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    ops: OpsConfig = field(default_factory=OpsConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,35 @@
+"""Errors that teach: one line that says what is wrong, where, and what to write instead.
+
+Every error a user can cause is an `EngineError`. Entry points in `launch/` print its text as one
+line and exit with code 2; anything else is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EngineError(Exception):
+    """A mistake in what the user gave us; the text is one line with a way out."""
+
+
+class ConfigError(EngineError):
+    """A configuration that cannot run."""
+
+
+class DataError(EngineError):
+    """A corpus, index or tokenizer that cannot be used."""
+
+
+class CheckpointError(EngineError):
+    """A checkpoint that cannot be written, verified or loaded."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the option nearest to `word`, or the list of options."""
+    options = sorted(options)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Choose from: {', '.join(options)}." if options else ""
