@@ -1,0 +1,1 @@
+"""Parallel building blocks: collectives, tensor-parallel layers, gradient buckets, the pipeline."""
