@@ -1,0 +1,139 @@
+"""Who am I: the mesh of ranks, its axes and every process group.
+
+Axes, outermost first: `pp, dp, cp, tp`, so that tensor-parallel neighbours have adjacent global ranks and sit
+on one node. Only this module makes process groups; everything else receives an `Axis` or a group from here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import numpy as np
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from engine.device import Device
+from engine.errors import ConfigError
+
+AXES = ("pp", "dp", "cp", "tp")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis as seen from this rank: how many ranks, which one I am, and the group that connects them.
+
+    `ranks` are the global ranks of the group in axis order. `tags` numbers the point-to-point exchanges over the
+    group: all members start them in the same order, so equal numbers belong together.
+    """
+
+    name: str
+    size: int
+    rank: int
+    group: dist.ProcessGroup | None
+    ranks: tuple[int, ...]
+    tags: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.size - 1
+
+
+class Mesh:
+    """The ranks of a run as a `pp x dp x cp x tp` grid on a torch DeviceMesh.
+
+    Attributes: `pp`, `dp`, `cp`, `tp` and `world` are `Axis` objects. `embedding` joins the first and the last
+    stage (tied embeddings); `pipeline_groups` are two communicators over pp, one for activations and one for
+    gradients, because NCCL matches point-to-point messages by order alone.
+    """
+
+    def __init__(self, *, pp: int, dp: int, cp: int, tp: int, device: Device) -> None:
+        world, rank = dist.get_world_size(), dist.get_rank()
+        if pp * dp * cp * tp != world:
+            raise ConfigError(
+                f"parallel.pp*dp*cp*tp = {pp}*{dp}*{cp}*{tp} = {pp * dp * cp * tp}, but {world} ranks were started; "
+                f"start {pp * dp * cp * tp} ranks or change parallel.dp."
+            )
+        self.grid = np.arange(world).reshape(pp, dp, cp, tp)  # numpy: a fake-tensor mode must not see it
+        self.device_mesh = DeviceMesh(device.torch_device.type, self.grid.tolist(), mesh_dim_names=AXES)
+        self.pp, self.dp, self.cp, self.tp = (self._axis(name) for name in AXES)
+        self.world = Axis("world", world, rank, dist.group.WORLD, tuple(range(world)))
+        self.embedding = self._embedding_axis()
+        self.pipeline_groups = self._pipeline_groups()
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp.is_first
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp.is_last
+
+    def describe(self) -> str:
+        """Return the layout in one phrase."""
+        sizes = " x ".join(f"{axis.name}={axis.size}" for axis in (self.pp, self.dp, self.cp, self.tp))
+        return f"{self.world.size} rank(s): {sizes}"
+
+    def _axis(self, name: str) -> Axis:
+        ranks = self._ranks_along(AXES.index(name))
+        local = self.device_mesh.get_local_rank(name)
+        return Axis(name, len(ranks), local, self.device_mesh.get_group(name), ranks)
+
+    def _ranks_along(self, dim: int) -> tuple[int, ...]:
+        coordinates = np.argwhere(self.grid == dist.get_rank())[0].tolist()
+        index: list[int | slice] = list(coordinates)
+        index[dim] = slice(None)
+        return tuple(self.grid[tuple(index)].tolist())
+
+    def _embedding_axis(self) -> Axis:
+        """Join the first and last stage of each column; on stages between, an axis of size 1 without a group."""
+        columns = self.grid.reshape(self.pp.size, -1)
+        ends = columns[[0, -1]].T.tolist() if self.pp.size > 1 else []
+        group = _own_group(ends)
+        if not ends or not (self.pp.is_first or self.pp.is_last):
+            return Axis("embedding", 1, 0, None, (dist.get_rank(),))
+        return Axis("embedding", 2, int(self.pp.is_last), group, (self.pp.ranks[0], self.pp.ranks[-1]))
+
+    def _pipeline_groups(self) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+        if self.pp.size == 1:
+            return None, None
+        columns = self.grid.reshape(self.pp.size, -1).T.tolist()
+        return _own_group(columns), _own_group(columns)
+
+    def tensor_subgroup(self, size: int) -> Axis:
+        """Split tp into runs of `size` neighbours and return mine (ranks that share a kv head, say).
+
+        Collective: every rank must call it, in the same order.
+        """
+        if size == 1:
+            return Axis("tp-part", 1, 0, None, (dist.get_rank(),))
+        runs = self.grid.reshape(-1, size).tolist()
+        group = _own_group(runs)
+        mine = next(run for run in runs if dist.get_rank() in run)
+        return Axis("tp-part", size, mine.index(dist.get_rank()), group, tuple(mine))
+
+
+def _own_group(groups: list[list[int]]) -> dist.ProcessGroup | None:
+    """Make one process group per list of ranks (a collective call) and return the one this rank is in."""
+    own = None
+    for ranks in groups:
+        group = dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            own = group
+    return own
+
+
+def join_world(device: Device, timeout_s: float) -> None:
+    """Connect this process to its peers through the environment torchrun sets; alone, make a world of one."""
+    timeout = timedelta(seconds=timeout_s)
+    if dist.is_torchelastic_launched() or "RANK" in os.environ:
+        dist.init_process_group(device.backend, timeout=timeout)
+    else:
+        dist.init_process_group(device.backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)

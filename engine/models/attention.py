@@ -1,0 +1,108 @@
+"""Causal self-attention with grouped key/value heads (arXiv 2305.13245), its heads split over tp.
+
+q, k and v are one column-parallel product. When there are fewer kv heads than tp ranks, neighbouring ranks hold
+the same kv head; each sees only its own queries, so that head's gradient is summed over those neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from engine.config import ModelConfig
+from engine.mesh import Axis
+from engine.models.registry import POSITIONS
+from engine.models.traits import Pass
+from engine.ops.attention import attention
+from engine.parallel.linear import ColumnLinear, RowLinear, TensorParallel
+from engine.parallel.sharding import VECTOR, Init, Piece, columns, rows, whole
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one rank: queries [q_start, q_start + q), and `kv` key/value heads from kv_start on.
+
+    `kv_axis` joins the ranks that hold the same kv head (size 1 when each holds its own).
+    """
+
+    q: int
+    kv: int
+    q_start: int
+    kv_start: int
+    dim: int
+    kv_axis: Axis
+
+    @classmethod
+    def of(cls, config: ModelConfig, tp: Axis, kv_axis: Axis) -> Heads:
+        kv_total = config.kv_heads or config.heads
+        q, kv = config.heads // tp.size, max(1, kv_total // tp.size)
+        kv_start = tp.rank * kv_total // tp.size
+        return cls(q, kv, tp.rank * q, kv_start, config.head_dim or config.hidden // config.heads, kv_axis)
+
+
+class Attention(nn.Module):
+    """[b, s, h] -> [b, s, h] (sequence shards under SP)."""
+
+    def __init__(self, name: str, layer: int, config: ModelConfig, tp: TensorParallel, kv_axis: Axis,
+                 recompute: bool) -> None:
+        super().__init__()
+        self.layer, self.recompute = layer, recompute
+        self.dropout, self.heads_total = config.attention_dropout, config.heads
+        self.heads = heads = Heads.of(config, tp.axis, kv_axis)
+        self.positions = POSITIONS.get(config.positions)(config, tp, with_table=False)
+        init = Init(std=config.init_std)
+        self.qkv = ColumnLinear(
+            _qkv(f"{name}.{{}}.weight", (config.hidden,), config, heads, init),
+            _qkv(f"{name}.{{}}.bias", (), config, heads, Init()) if config.attention_bias else [],
+            tp,
+        )
+        out_init = Init(std=config.init_std / ((2 * config.layers) ** 0.5 if config.scaled_init else 1.0))
+        bias = [whole(f"{name}.out.bias", (config.hidden,), Init(), tp.axis, partial_grad=tp.sequence_parallel)]
+        self.out = RowLinear(
+            [columns(f"{name}.out.weight", (config.hidden, config.heads * heads.dim), out_init, tp.axis)],
+            bias if config.attention_out_bias else [],
+            tp,
+        )
+
+    def forward(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
+        qkv = self.qkv(x_bsh)
+        if self.recompute and self.training:
+            out = checkpoint(self._core, qkv, ctx, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = self._core(qkv, ctx)
+        return self.out(out)
+
+    def _core(self, qkv: Tensor, ctx: Pass) -> Tensor:
+        heads = self.heads
+        b, s, _ = qkv.shape
+        q_bshd, k_bshd, v_bshd = qkv.view(b, s, -1, heads.dim).split((heads.q, heads.kv, heads.kv), dim=2)
+        q_bshd, k_bshd = self.positions.rotate(q_bshd, k_bshd, ctx)
+        drop = self.dropout > 0 and ctx.key is not None
+        out_bshd = attention(
+            q_bshd,
+            k_bshd,
+            v_bshd,
+            mask_b1ss=ctx.mask_b1ss,
+            causal=True,
+            dropout_p=self.dropout if drop else 0.0,
+            dropout_key=ctx.key(self.layer, "attention") if drop and ctx.key else 0,
+            rows_bs=ctx.tokens_bs,
+            head_offset=heads.q_start,
+            heads_total=self.heads_total,
+        )
+        return out_bshd.reshape(b, s, heads.q * heads.dim)
+
+
+def _qkv(name: str, tail: tuple[int, ...], config: ModelConfig, heads: Heads, init: Init) -> list[Piece]:
+    """The q, k and v pieces (of a weight with tail=(hidden,), of a bias with tail=())."""
+    kind = {} if tail else {"kind": VECTOR}
+    kv_total = config.kv_heads or config.heads
+    q_start, q_stop = heads.q_start * heads.dim, (heads.q_start + heads.q) * heads.dim
+    kv_start, kv_stop = heads.kv_start * heads.dim, (heads.kv_start + heads.kv) * heads.dim
+    pieces = [rows(name.format("q"), (config.heads * heads.dim, *tail), init, q_start, q_stop, **kind)]
+    for part in ("k", "v"):
+        piece = rows(name.format(part), (kv_total * heads.dim, *tail), init, kv_start, kv_stop, **kind)
+        pieces.append(piece.shared(heads.kv_axis))
+    return pieces

@@ -1,0 +1,30 @@
+"""LayerNorm (arXiv 1607.06450): (x - mean) / std * weight + bias."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from engine.models.registry import NORMS
+from engine.ops.norm import layer_norm
+from engine.parallel.linear import TensorParallel
+from engine.parallel.sharding import Init, parameter, whole
+
+
+@NORMS.register("layernorm")
+class LayerNorm(nn.Module):
+    """[..., h] -> [..., h]; weight and bias are replicated over tp."""
+
+    def __init__(self, name: str, hidden: int, eps: float, tp: TensorParallel) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = (
+            parameter(
+                [whole(f"{name}.{part}", (hidden,), init, tp.axis, partial_grad=tp.sequence_parallel)],
+                tp.dtype,
+                tp.device,
+            )
+            for part, init in (("weight", Init(value=1.0)), ("bias", Init()))
+        )
+
+    def forward(self, x_bsh: Tensor) -> Tensor:
+        return layer_norm(x_bsh, self.weight, self.bias, self.eps)

@@ -1,0 +1,26 @@
+"""RMSNorm (arXiv 1910.07467): x / rms(x) * weight."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from engine.models.registry import NORMS
+from engine.ops.norm import rms_norm
+from engine.parallel.linear import TensorParallel
+from engine.parallel.sharding import Init, parameter, whole
+
+
+@NORMS.register("rmsnorm")
+class RMSNorm(nn.Module):
+    """[..., h] -> [..., h]; the weight is replicated over tp."""
+
+    def __init__(self, name: str, hidden: int, eps: float, tp: TensorParallel) -> None:
+        super().__init__()
+        self.eps = eps
+        weight = whole(
+            f"{name}.weight", (hidden,), Init(value=1.0), tp.axis, partial_grad=tp.sequence_parallel
+        )
+        self.weight = parameter([weight], tp.dtype, tp.device)
+
+    def forward(self, x_bsh: Tensor) -> Tensor:
+        return rms_norm(x_bsh, self.weight, self.eps)

@@ -1,0 +1,40 @@
+"""What a component of each trait looks like to the transformer, and what a forward pass carries along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activation:
+    """`function` maps [..., 2f] (gate, then up) to [..., f] when `gated`, else [..., f] to [..., f]."""
+
+    function: Callable[[Tensor], Tensor]
+    gated: bool
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass of one micro-batch knows besides its activations.
+
+    `tokens_bs` are global token positions (sample's slot * sequence length + position), which address dropout;
+    `positions_bs` (or [s]) are positions inside the document; `mask_b1ss` is True where attention may look, None
+    for plain causal attention. `key(layer, site)` is the dropout key of this step, None when nothing is dropped.
+    """
+
+    tokens_bs: Tensor
+    positions: Tensor
+    mask_b1ss: Tensor | None
+    key: Callable[[int, str], int] | None
+
+
+class Positions(Protocol):
+    """How token order enters: added to the embeddings, or applied to queries and keys."""
+
+    def embed(self, x_bsh: Tensor, ctx: Pass) -> Tensor: ...
+
+    def rotate(self, q_bshd: Tensor, k_bshd: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]: ...

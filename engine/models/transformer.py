@@ -1,0 +1,101 @@
+"""A pipeline stage's part of the transformer: some of its blocks, and the ends where they belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import ModelConfig
+from engine.data.batch import MicroBatch
+from engine.mesh import Axis
+from engine.models.block import Block, drop_hidden
+from engine.models.registry import NORMS, POSITIONS
+from engine.models.traits import Pass
+from engine.parallel.cross_entropy import vocab_parallel_cross_entropy
+from engine.parallel.embedding import VocabEmbedding
+from engine.parallel.linear import TensorParallel, column_linear
+from engine.parallel.sharding import Init, parameter, pieces_of, rows, share
+
+EMBEDDING_LAYER = -1  # the "layer" that addresses dropout on the embeddings
+
+
+class Chunk(nn.Module):
+    """Blocks [start, stop) of the model; the first chunk embeds tokens, the last gives logits.
+
+    `head` is the weight of the output projection on the last chunk: its own, or for tied embeddings the table of
+    this chunk, or a second copy of it when another rank embeds (`embedding_axis` of size 2 joins the two).
+    """
+
+    def __init__(self, config: ModelConfig, vocab: int, layers: tuple[int, int], tp: TensorParallel, *, kv_axis: Axis,
+                 embedding_axis: Axis, recompute: str = "none") -> None:
+        super().__init__()
+        self.config, self.tp = config, tp
+        self.is_first, self.is_last = layers[0] == 0, layers[1] == config.layers
+        init = Init(std=config.init_std)
+        if self.is_first:
+            self.embedding = VocabEmbedding("embedding.weight", vocab, config.hidden, init, tp)
+            if config.tied_embeddings:
+                _share(self.embedding.weight, embedding_axis)
+            self.positions = POSITIONS.get(config.positions)(config, tp, with_table=True)
+        self.blocks = nn.ModuleList(Block(layer, config, tp, kv_axis, recompute) for layer in range(*layers))
+        self.vocab_start, stop = share(vocab, tp.axis)
+        if self.is_last:
+            self.final_norm = NORMS.get(config.norm)("final_norm", config.hidden, config.norm_eps, tp)
+            if config.tied_embeddings and self.is_first:
+                self.head = self.embedding.weight
+            else:
+                name = "embedding.weight" if config.tied_embeddings else "head.weight"
+                self.head = parameter(
+                    [rows(name, (vocab, config.hidden), init, self.vocab_start, stop)], tp.dtype, tp.device
+                )
+                if config.tied_embeddings:
+                    _share(self.head, embedding_axis)
+
+    def forward(self, hidden_bsh: Tensor | None, tokens_bs: Tensor, ctx: Pass) -> Tensor:
+        """Map tokens (first chunk) or hidden states to hidden states, or to my columns of the logits (last)."""
+        if hidden_bsh is None:
+            x_bsh = self.positions.embed(self.embedding(tokens_bs), ctx)
+            x_bsh = drop_hidden(x_bsh, self.config.embedding_dropout, ctx, EMBEDDING_LAYER, "embedding", self.tp)
+        else:
+            x_bsh = hidden_bsh
+        for block in self.blocks:
+            x_bsh = block(x_bsh, ctx)
+        if not self.is_last:
+            return x_bsh
+        return column_linear(self.final_norm(x_bsh), self.head, None, self.tp)
+
+    def token_losses(self, logits_bsv: Tensor, labels_bs: Tensor) -> Tensor:
+        """Return each token's cross-entropy [b, s]; the logits are spent."""
+        logits_nv = logits_bsv.view(-1, logits_bsv.shape[-1])
+        losses_n = vocab_parallel_cross_entropy(logits_nv, labels_bs.reshape(-1), self.vocab_start, self.tp.axis)
+        return losses_n.view(labels_bs.shape)
+
+
+def _share(weight: nn.Parameter, axis: Axis) -> None:
+    """Mark a tied table as one of the copies whose gradients add up over `axis`."""
+    (piece,) = pieces_of(weight)
+    weight.pieces = (piece.shared(axis),)  # type: ignore[attr-defined]
+
+
+def make_pass(micro: MicroBatch, key: Callable[[int, str], int] | None) -> Pass:
+    """Derive what a forward pass needs from a micro-batch on the device."""
+    b, s = micro.tokens_bs.shape
+    device = micro.tokens_bs.device
+    places_s = torch.arange(s, device=device)
+    tokens_bs = micro.slots_b[:, None] * s + places_s
+    positions = places_s if micro.positions_bs is None else micro.positions_bs
+    mask_b1ss = None
+    if micro.documents_bs is not None:
+        same_bss = micro.documents_bs[:, :, None] == micro.documents_bs[:, None, :]
+        mask_b1ss = (same_bss & (places_s[:, None] >= places_s[None, :])).unsqueeze(1)
+    return Pass(tokens_bs, positions, mask_b1ss, key)
+
+
+def count_parameters(config: ModelConfig, vocab: int) -> int:
+    """Return the number of distinct parameters of the whole model, by building it on the meta device."""
+    alone = Axis("tp", 1, 0, None, (0,))
+    tp = TensorParallel(alone, False, torch.float32, torch.device("meta"))
+    chunk = Chunk(config, vocab, (0, config.layers), tp, kv_axis=alone, embedding_axis=alone)
+    return sum(weight.numel() for weight in chunk.parameters())

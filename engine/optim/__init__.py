@@ -1,0 +1,1 @@
+"""AdamW on ZeRO-1 shards, learning-rate and batch-size schedules, loss scaling."""

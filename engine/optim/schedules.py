@@ -1,0 +1,54 @@
+"""Learning rate by trained step, and global batch by consumed samples: both pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from engine.config import OptimConfig, TrainConfig
+
+
+def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
+    """Return the learning rate of optimizer step `step` (0-based).
+
+    Linear warm-up from 0 reaches `lr` at `warmup_steps`, then the schedule decays to `min_lr` at `decay_steps`
+    and stays there. `inverse_sqrt` follows lr * sqrt(warmup / step) (arXiv 1706.03762) and never goes below
+    min_lr; `wsd` stays at lr and decays linearly over its last part (arXiv 2404.06395).
+    """
+    decay_steps = config.decay_steps or total_steps
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "inverse_sqrt":
+        warmup = max(1, config.warmup_steps)
+        return max(config.min_lr, config.lr * math.sqrt(warmup / max(warmup, step + 1)))
+    begin = config.warmup_steps
+    if config.schedule == "wsd":
+        begin = max(begin, decay_steps - max(1, round(config.wsd_decay_fraction * decay_steps)))
+    progress = min(1.0, max(0.0, (step - begin) / max(1, decay_steps - begin)))
+    if config.schedule == "cosine":
+        progress = 0.5 * (1.0 - math.cos(math.pi * progress))
+    return config.lr + (config.min_lr - config.lr) * progress
+
+
+def global_batch(consumed: int, config: TrainConfig) -> int:
+    """Return the global batch size after `consumed` samples.
+
+    `ramp=[first, increment, samples]` grows the batch from `first` by `increment` in equal stretches of
+    consumed samples until `global_batch` is reached after `samples`, as Megatron-LM's --rampup-batch-size.
+    """
+    if not config.ramp:
+        return config.global_batch
+    first, increment, samples = config.ramp
+    stages = max(1, (config.global_batch - first) // increment)
+    stage = consumed * stages // max(1, samples)
+    return min(config.global_batch, first + stage * increment)
+
+
+def plan(consumed: int, steps: int, config: TrainConfig) -> Iterator[tuple[int, int]]:
+    """Yield (consumed samples before the step, its global batch) for `steps` steps."""
+    for _ in range(steps):
+        size = global_batch(consumed, config)
+        yield consumed, size
+        consumed += size

@@ -1,0 +1,219 @@
+"""One optimizer step of one rank: its chunks of the model, their schedule, gradients, clipping, update.
+
+Nothing here reads a value back to the host, so the same lines run on CPU, on CUDA without stalls, and on fake
+tensors. Data, checkpoints and metrics live in `engine.trainer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import Config
+from engine.data.batch import MicroBatch
+from engine.device import DTYPES, Device
+from engine.mesh import Mesh
+from engine.models.transformer import Chunk, make_pass
+from engine.ops.philox import make_key
+from engine.optim.adamw import AdamWSettings, ShardedAdamW
+from engine.parallel.buckets import Buckets
+from engine.parallel.collectives import all_reduce
+from engine.parallel.linear import TensorParallel
+from engine.parallel.pipeline.executor import Executor
+from engine.parallel.pipeline.partition import split_layers
+from engine.parallel.pipeline.schedule import build, forward_only
+from engine.parallel.sharding import EMBEDDING, VECTOR, Piece
+
+
+@dataclass
+class StepResult:
+    """What a step tells, equal on every rank (0-dim tensors on the device, not yet read).
+
+    `loss` is the mean over the unmasked tokens of the global batch, `grad_norm` the global norm before clipping,
+    `applied` 1 when the update was made and 0 when non-finite gradients made every rank skip it; `stop` counts
+    the ranks that were asked to stop.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    applied: Tensor
+    stop: Tensor
+
+    def read(self) -> StepValues:
+        """Bring everything to the host: the one synchronisation of a step."""
+        loss, norm, applied, stop = torch.stack([self.loss, self.grad_norm, self.applied, self.stop]).tolist()
+        return StepValues(loss, norm, bool(applied), bool(stop))
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """A `StepResult` on the host."""
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    stop: bool
+
+
+class Stepper:
+    """A rank's model, optimizer and schedules. All ranks must construct it and call its methods together."""
+
+    def __init__(self, config: Config, vocab: int, mesh: Mesh, device: Device) -> None:
+        self.config, self.mesh, self.device = config, mesh, device
+        self.dtype = DTYPES[config.precision.dtype]
+        self.main_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.tp = TensorParallel(mesh.tp, config.parallel.sequence_parallel, self.dtype, device.torch_device)
+        self.virtual = config.parallel.virtual_stages
+        self.chunks = self._build_chunks(vocab)
+        self.buckets = self._build_buckets()
+        self.optimizer = ShardedAdamW(self.buckets, _adamw_settings(config))
+        self._step, self._loss_factor = 0, torch.ones((), device=device.torch_device)
+        self._executors: dict[tuple[int, int, bool], Executor] = {}
+
+    def _build_chunks(self, vocab: int) -> list[Chunk]:
+        """Build my chunks: virtual stage v = chunk * pp + stage, in model order."""
+        c, mesh = self.config, self.mesh
+        kv_heads = c.model.kv_heads or c.model.heads
+        kv_axis = mesh.tensor_subgroup(max(1, mesh.tp.size // kv_heads))
+        ranges = split_layers(
+            c.model.layers, mesh.pp.size * self.virtual, c.parallel.stage_layers, *_end_costs(c, vocab)
+        )
+        chunks: list[Chunk] = []
+        for virtual in range(mesh.pp.rank, len(ranges), mesh.pp.size):
+            chunks.append(
+                Chunk(c.model, vocab, ranges[virtual], self.tp, kv_axis=kv_axis, embedding_axis=mesh.embedding,
+                      recompute=c.parallel.recompute)
+            )  # fmt: skip
+        return chunks
+
+    def _build_buckets(self) -> Buckets:
+        weights: dict[nn.Parameter, int] = {}
+        for chunk in self.chunks:
+            for weight in chunk.parameters():
+                weights.setdefault(weight, 1)
+        first, last = self.chunks[0], self.chunks[-1]
+        if first.is_first and last.is_last and self.config.model.tied_embeddings:
+            weights[last.head] = 2  # looked up by the first chunk, multiplied by the last
+        optim, parallel = self.config.optim, self.config.parallel
+
+        def decays(piece: Piece) -> bool:
+            return piece.kind != VECTOR and (piece.kind != EMBEDDING or optim.decay_embeddings)
+
+        return Buckets(
+            weights, weights, dp=self.mesh.dp, bucket_bytes=int(parallel.bucket_mb * 2**20),
+            main_dtype=self.main_dtype, overlap=parallel.overlap, decays=decays,
+        )  # fmt: skip
+
+    def initialise(self) -> None:
+        """Draw all weights: the same numbers in every layout."""
+        draw = partial(Piece.draw, seed=self.config.train.seed, dtype=self.main_dtype, device=self.device.torch_device)
+        self.optimizer.set_masters(lambda piece: draw(piece))
+
+    def run(self, step: int, micro_batches: list[MicroBatch], lr: float, loss_scale: float = 1.0,
+            stop: bool = False) -> StepResult:
+        """Train on one global batch, of which `micro_batches` are this replica's part; `stop` is my vote to end."""
+        batches = [micro.to(self.device.torch_device) for micro in micro_batches]
+        self._step, self._loss_factor = step, self._token_share(batches)
+        for chunk in self.chunks:
+            chunk.train()
+        self.buckets.start(len(batches))
+        losses = self._executor(batches, train=True).run(batches, self._scalar(loss_scale))
+        self.buckets.finish()
+        loss, norm_squared, stops = self._sum_over_world(losses, self.optimizer.norm_squared(), stop)
+        norm = norm_squared.sqrt() / loss_scale
+        keep = torch.isfinite(norm) & torch.isfinite(loss)
+        clip = self.config.optim.clip
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else torch.ones_like(norm)
+        self.optimizer.step(lr, (factor / loss_scale).to(self.main_dtype), keep.to(self.main_dtype))
+        return StepResult(loss, norm, keep.to(norm.dtype), stops)
+
+    def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:
+        """Return the mean loss over the unmasked tokens of all replicas' `micro_batches`, without training."""
+        batches = [micro.to(self.device.torch_device) for micro in micro_batches]
+        self._loss_factor = self._token_share(batches)
+        for chunk in self.chunks:
+            chunk.eval()
+        losses = self._executor(batches, train=False).run(batches)
+        return self._sum_over_world(losses, torch.zeros((), device=self.device.torch_device), stop=False)[0]
+
+    def _token_share(self, batches: list[MicroBatch]) -> Tensor:
+        """Return 1 / (unmasked tokens of the global batch): the one place where the loss is normalised."""
+        counts = [
+            torch.tensor(micro.labels_bs.numel(), dtype=torch.float64, device=self.device.torch_device)
+            if micro.loss_mask_bs is None
+            else micro.loss_mask_bs.sum(dtype=torch.float64)
+            for micro in batches
+        ]
+        total = torch.stack(counts).sum()
+        all_reduce(total, self.mesh.dp)
+        return 1.0 / total
+
+    def _sum_over_world(self, losses: list[Tensor], norm_squared: Tensor, stop: bool) -> tuple[Tensor, ...]:
+        """Add up losses (held by the last stage, equal over tp), squared norms and votes to stop, in float64."""
+        loss = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
+        if self.mesh.is_last_stage and self.mesh.tp.is_first:
+            loss = torch.stack(losses).sum(dtype=torch.float64)
+        votes = torch.full_like(loss, float(stop))
+        sums = torch.stack([loss, norm_squared.double(), votes])
+        all_reduce(sums, self.mesh.world)
+        return sums.unbind()
+
+    def _forward(self, chunk: Chunk, hidden_bsh: Tensor | None, micro: MicroBatch) -> Tensor:
+        """Run one chunk; the last one returns its micro-batch's share of the global mean loss."""
+        ctx = make_pass(micro, self._dropout_key() if chunk.training else None)
+        out = chunk(hidden_bsh, micro.tokens_bs, ctx)
+        if not chunk.is_last:
+            return out
+        losses_bs = chunk.token_losses(out, micro.labels_bs)
+        if micro.loss_mask_bs is not None:
+            losses_bs = losses_bs * micro.loss_mask_bs
+        return losses_bs.sum() * self._loss_factor.to(losses_bs.dtype)
+
+    def _scalar(self, value: float) -> Tensor:
+        return torch.full((), value, dtype=torch.float32, device=self.device.torch_device)
+
+    def _dropout_key(self) -> Callable[[int, str], int]:
+        seed, step = self.config.train.seed, self._step
+        return lambda layer, site: make_key(seed, "dropout", step, layer, site)
+
+    def _executor(self, batches: list[MicroBatch], train: bool) -> Executor:
+        """Return the executor for this many micro-batches of this size; kept, since most steps are alike."""
+        samples, sequence = batches[0].tokens_bs.shape
+        shape = (samples, sequence // (self.tp.axis.size if self.tp.shards_sequence else 1), self.config.model.hidden)
+        found = self._executors.get((len(batches), samples, train))
+        if found is None:
+            stages = self.mesh.pp.size
+            schedule = (
+                build(self.config.parallel.schedule, stages, len(batches), self.virtual)
+                if train
+                else forward_only(stages, len(batches), self.virtual)
+            )
+            activations, gradients = self.mesh.pipeline_groups
+            found = Executor(
+                stage=self.mesh.pp.rank, stages=stages, chunks=[partial(self._forward, chunk) for chunk in self.chunks],
+                schedule=schedule, activation_group=activations, gradient_group=gradients,
+                rank_of=self.mesh.pp.ranks.__getitem__, shape=shape, dtype=self.dtype, device=self.device.torch_device,
+            )  # fmt: skip
+            self._executors[(len(batches), samples, train)] = found
+        return found
+
+
+def _adamw_settings(config: Config) -> AdamWSettings:
+    optim = config.optim
+    return AdamWSettings(optim.beta1, optim.beta2, optim.eps, optim.weight_decay)
+
+
+def _end_costs(config: Config, vocab: int) -> tuple[float, float]:
+    """Return the cost of the embedding and of the head in units of one block's matrix products.
+
+    The look-up costs next to nothing; the head multiplies by a [vocab, hidden] matrix.
+    """
+    model = config.model
+    dim = model.head_dim or model.hidden // model.heads
+    attention = 2 * model.hidden * dim * (model.heads + (model.kv_heads or model.heads))
+    block = attention + (3 if model.activation == "swiglu" else 2) * model.hidden * model.ffn
+    return 0.0, vocab * model.hidden / block

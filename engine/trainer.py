@@ -1,0 +1,300 @@
+"""Train: build everything a run needs, then loop. Reads top to bottom.
+
+A run is a pure function of its configuration and corpus: starting it again in the same run folder continues
+from the newest whole checkpoint, on whatever layout it is given now.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from engine import ops
+from engine.checkpoint import state
+from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint
+from engine.checkpoint.writer import CheckpointWriter
+from engine.config import Config
+from engine.data.build import build_data
+from engine.data.loader import Loader, ValidationLoader
+from engine.device import Device, local_rank, set_threads
+from engine.errors import CheckpointError
+from engine.mesh import Mesh, join_world
+from engine.models.transformer import count_parameters
+from engine.monitor.flops import Flops
+from engine.monitor.monitor import Monitor
+from engine.optim.scaler import LossScaler
+from engine.optim.schedules import learning_rate, plan
+from engine.parallel.collectives import MIN, all_reduce
+from engine.step import Stepper
+from engine.validate import resolve_dp, validate
+
+
+def train(config: Config) -> int:
+    """Run this rank's part of the training to its end; return the exit code (0 also when asked to stop)."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    set_threads(config.run.threads, ranks_here)
+    device = Device.pick(config.run.device, local_rank())
+    join_world(device, config.parallel.timeout_s)
+    try:
+        with StopRequest() as stop:
+            trainer = Trainer(config, device)
+            try:
+                return trainer.fit(stop)
+            finally:
+                trainer.close()
+    finally:
+        dist.destroy_process_group()
+
+
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM: finish the step, save, leave. A second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Trainer:
+    """A run in progress on this rank."""
+
+    def __init__(self, config: Config, device: Device) -> None:
+        validate(config, dist.get_world_size())
+        self.config, self.device = config, device
+        parallel = config.parallel
+        dp = resolve_dp(config, dist.get_world_size())
+        self.mesh = Mesh(pp=parallel.pp, dp=dp, cp=parallel.cp, tp=parallel.tp, device=device)
+        self.is_writer = self.mesh.world.is_first
+        self.folder = Path(config.run.root) / config.run.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ops.backend.select(config.ops.backend)
+        self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
+        self.data = build_data(
+            config.data, config.train.seed, config.model.vocab_size, is_writer=self.is_writer, barrier=dist.barrier
+        )
+        vocab = config.model.vocab_size or _round_up(self.data.vocab_size, config.model.vocab_multiple)
+        self.vocab = vocab
+        self.stepper = Stepper(config, vocab, self.mesh, device)
+        precision = config.precision
+        is_fp16 = precision.dtype == "fp16"
+        self.scaler = LossScaler(
+            precision.loss_scale if is_fp16 else 1.0, is_fp16, precision.loss_scale_window, precision.min_loss_scale
+        )
+        self.writer = CheckpointWriter(
+            self.folder / "checkpoints", rank=self.mesh.world.rank, world=self.mesh.world.size,
+            store=dist.distributed_c10d._get_default_store(), keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every, asynchronous=config.checkpoint.asynchronous,
+        )  # fmt: skip
+        self.flops = Flops(config.model, vocab, config.data.seq_len, config.monitor.peak_tflops, device)
+        self.step, self.consumed = 0, 0
+        self.last_saved = -1
+
+    # -- start ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load the newest checkpoint or draw fresh weights, and say what is about to run."""
+        checkpoint = self._find_checkpoint()
+        if checkpoint is None:
+            self.stepper.initialise()
+        else:
+            self._restore(checkpoint)
+        self._introduce(checkpoint)
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        own = find_checkpoint(
+            self.folder / "checkpoints", rank=self.mesh.world.rank, world=self.mesh.world.size, agree=self._all_agree
+        )
+        for warning in own.warnings if own is not None else []:
+            self.monitor.event(warning)
+        load = self.config.checkpoint.load
+        if load == "none":
+            if own is not None:
+                raise CheckpointError(
+                    f"{self.folder} already holds step {own.step}; checkpoint.load=none would overwrite it. "
+                    "Write another run.name, or checkpoint.load=auto to continue."
+                )
+            return None
+        if own is not None or load == "auto":
+            return own
+        path = Path(load)
+        if (path / "manifest.json").exists():
+            return open_checkpoint(path)
+        found = find_checkpoint(
+            path / "checkpoints", rank=self.mesh.world.rank, world=self.mesh.world.size, agree=self._all_agree
+        )
+        if found is None:
+            raise CheckpointError(f"checkpoint.load={load} is neither a checkpoint nor a run folder that holds one.")
+        return found
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Take over weights, and unless this is a new run that only starts from them, everything else too."""
+        whole = self._is_own(checkpoint) or self.config.checkpoint.load_optimizer
+        _check_same_model(checkpoint, self.config)
+        state.restore(self.stepper.optimizer, checkpoint, moments=whole)
+        if whole:
+            meta = checkpoint.meta
+            self.step, self.consumed = checkpoint.step, int(meta["consumed_samples"])
+            self.stepper.optimizer.step_count.fill_(float(meta["optimizer_steps"]))
+            self.scaler.load(meta["loss_scaler"])
+            self.last_saved = checkpoint.step if self._is_own(checkpoint) else -1
+
+    def _is_own(self, checkpoint: Checkpoint) -> bool:
+        return checkpoint.path.parent.resolve() == (self.folder / "checkpoints").resolve()
+
+    def _introduce(self, checkpoint: Checkpoint | None) -> None:
+        config, parameters = self.config, count_parameters(self.config.model, self.vocab)
+        active = ", ".join(f"{op}={backend}" for op, backend in ops.backend.active().items())
+        self.monitor.event(f"run folder {self.folder}")
+        self.monitor.event(f"layout {self.mesh.describe()}, {config.parallel.schedule}, {self.device.describe()}")
+        self.monitor.event(f"model {config.model.name}: {parameters:,} parameters, {config.precision.dtype}")
+        self.monitor.event(f"data {self.data.summary}")
+        self.monitor.event(f"kernels {active}")
+        if checkpoint is not None:
+            self.monitor.event(f"continuing from {checkpoint.path} at step {self.step}")
+
+    # -- loop ----------------------------------------------------------------------------------------------
+
+    def fit(self, stop: StopRequest) -> int:
+        """Train until train.steps, validating and saving on the way; return 0."""
+        self.start()
+        config = self.config
+        if self.step >= config.train.steps:
+            self.monitor.event(f"nothing left to do: step {self.step} of {config.train.steps} is done")
+            return 0
+        self.monitor.begin(self.step, config.train.steps)
+        loader = self._loader()
+        try:
+            for consumed, batch in plan(self.consumed, config.train.steps - self.step, config.train):
+                if self._train_step(loader, consumed, batch, stop):
+                    self.monitor.event(f"asked to stop: saving step {self.step} and leaving")
+                    break
+        finally:
+            loader.close()
+        if self.last_saved != self.step:
+            self._save()
+        self.writer.wait()
+        self._report_saves()
+        return 0
+
+    def _train_step(self, loader: Loader, consumed: int, batch: int, stop: StopRequest) -> bool:
+        """Make one step and what is due after it; return whether any rank was asked to stop."""
+        begin = time.perf_counter()
+        micro_batches = loader.next()
+        data_s = time.perf_counter() - begin
+        lr = learning_rate(self.step, self.config.optim, self.config.train.steps)
+        scale = self.scaler.scale
+        result = self.stepper.run(self.step, micro_batches, lr, scale, stop.asked).read()
+        self.scaler.update(overflow=not result.applied)
+        self.step, self.consumed = self.step + 1, consumed + batch
+        elapsed = time.perf_counter() - begin
+        tokens = batch * self.config.data.seq_len
+        self.monitor.log(
+            self.step,
+            {
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "lr": lr,
+                "loss_scale": scale,
+                "skipped": int(not result.applied),
+                "batch_size": batch,
+                "consumed_samples": self.consumed,
+                "consumed_tokens": self.consumed * self.config.data.seq_len,
+                "step_time_s": elapsed,
+                "data_time_s": data_s,
+                **self.flops.rates(tokens, elapsed, self.mesh.world.size),
+                "memory_gib": self.device.peak_memory() / 2**30,
+            },
+        )
+        if self._due(self.config.train.eval_interval):
+            self._evaluate()
+        if self._due(self.config.checkpoint.interval):
+            self._save()
+        self._report_saves()
+        return result.stop
+
+    def _due(self, interval: int) -> bool:
+        return self.step == self.config.train.steps or (interval > 0 and self.step % interval == 0)
+
+    def _loader(self) -> Loader:
+        config = self.config
+        return Loader(
+            self.data.train, seq_len=config.data.seq_len, micro_batch=config.train.micro_batch,
+            dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size, prefetch=config.data.prefetch,
+            plans=plan(self.consumed, config.train.steps - self.step, config.train),
+        )  # fmt: skip
+
+    def _evaluate(self) -> None:
+        if self.data.valid is None:
+            return
+        config = self.config
+        batches = ValidationLoader(
+            self.data.valid, samples=config.train.eval_samples, seq_len=config.data.seq_len,
+            micro_batch=config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
+        ).batches()  # fmt: skip
+        loss = self.stepper.evaluate(batches).item()
+        self.monitor.log_validation(self.step, loss)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        meta = {
+            "config": dataclasses.asdict(self.config),
+            "vocab_size": self.vocab,
+            "tokenizer": self.data.tokenizer_file,
+            "consumed_samples": self.consumed,
+            "optimizer_steps": self.stepper.optimizer.step_count.item(),
+            "loss_scaler": self.scaler.state(),
+        }
+        self.writer.save(self.step, state.entries(self.stepper.optimizer), meta)
+        self.last_saved = self.step
+
+    def _report_saves(self) -> None:
+        for saved in self.writer.poll():
+            self.monitor.saved(saved)
+
+    def _all_agree(self, mine: bool) -> bool:
+        vote = torch.tensor(int(mine), device=self.device.torch_device)
+        all_reduce(vote, self.mesh.world, MIN)
+        return bool(vote.item())
+
+    def close(self) -> None:
+        self.writer.close()
+        self.monitor.close()
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _check_same_model(checkpoint: Checkpoint, config: Config) -> None:
+    """Stop with the first trait that differs from the model the checkpoint holds."""
+    saved = checkpoint.meta["config"]["model"]
+    wanted = dataclasses.asdict(config.model)
+    for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "norm", "positions", "activation",
+                "attention_bias", "attention_out_bias", "mlp_bias", "tied_embeddings", "rope_theta"):  # fmt: skip
+        if key in saved and saved[key] != wanted[key]:
+            raise CheckpointError(
+                f"{checkpoint.path} holds another model: model.{key} is {saved[key]} there and {wanted[key]} here. "
+                f"Write model.{key}={saved[key]}, or another run.name to start afresh."
+            )

@@ -1,0 +1,114 @@
+"""A training step beyond parity: precision, skipped updates, and any rank of a large CUDA world on fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fake_cuda import real_tensors, run_fake_cuda
+from tests.layouts import GPT, LLAMA, VOCAB, assemble, make_batch, make_config, micro_batches, train_layout
+from tests.ranks import run_ranks
+
+BIG_WORLD = {"tp": 8, "pp": 8, "dp": 8}
+
+
+def fake_step(rank: int, dtype: str, schedule: str, chunks: int) -> dict[str, Any]:
+    """Run two whole training steps of one rank of 512 on fake CUDA tensors."""
+    from engine.data.batch import MicroBatch
+    from engine.device import Device
+    from engine.mesh import Mesh
+    from engine.step import Stepper
+
+    config = make_config(
+        model={**LLAMA, "layers": 16, "hidden": 64, "heads": 8, "kv_heads": 4, "ffn": 128, "tied_embeddings": True},
+        parallel={"tp": 8, "pp": 8, "sequence_parallel": True, "schedule": schedule, "virtual_stages": chunks,
+                  "recompute": "full"},
+        precision={"dtype": dtype},
+        train={"global_batch": 64, "micro_batch": 1},
+        ops={"backend": "reference"},
+    )  # fmt: skip
+    device = Device(torch.device("cuda", rank % 8), "fake")
+    with real_tensors():
+        mesh = Mesh(**BIG_WORLD, cp=1, device=device)
+    stepper = Stepper(config, 64, mesh, device)
+    stepper.initialise()
+    window = torch.zeros(1, 17, dtype=torch.int64)
+    micros = [MicroBatch(window[:, :-1], window[:, 1:], None, None, None, torch.tensor([m])) for m in range(8)]
+    results = [stepper.run(step, micros, 1e-3, loss_scale=2.0) for step in range(2)]
+    return {
+        "devices": sorted({str(t.device) for r in results for t in (r.loss, r.grad_norm)}),
+        "params": str(stepper.buckets.flat_params.device) + " " + str(stepper.buckets.flat_params.dtype),
+        "grads": str(stepper.buckets.flat_grads.dtype),
+        "layers": sum(len(chunk.blocks) for chunk in stepper.chunks),
+    }
+
+
+@pytest.mark.parametrize("rank", [0, 37, 300, 511])
+@pytest.mark.parametrize(("dtype", "schedule", "chunks"), [("bf16", "1f1b", 1), ("fp16", "interleaved", 2)])
+def test_any_rank_of_512_runs_whole_steps_on_fake_cuda(rank: int, dtype: str, schedule: str, chunks: int) -> None:
+    told = run_fake_cuda("tests.test_step:fake_step", rank, dtype, schedule, chunks, rank=rank, world=512)
+    assert told["devices"] == [f"cuda:{rank % 8}"]
+    assert told["params"] == f"cuda:{rank % 8} torch.{'bfloat16' if dtype == 'bf16' else 'float16'}"
+    assert told["grads"] == "torch.float32"
+    assert told["layers"] == 2
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_mixed_precision_follows_fp32(dtype: str) -> None:
+    """Same model, 20 steps: the loss curve of a 16-bit run on tp=2 x dp=2 stays near the fp32 one."""
+    curves = {}
+    for kind in ("fp32", dtype):
+        config = make_config(
+            model=LLAMA, precision={"dtype": kind, "loss_scale": 1024.0}, parallel={"tp": 2, "sequence_parallel": True}
+        )
+        results = run_ranks(4, train_layout, config, 20)
+        assemble(results)
+        curves[kind] = torch.tensor(results[0]["losses"])
+    assert (curves[dtype] / curves["fp32"] - 1).abs().max() < 0.03
+    assert not torch.equal(curves[dtype], curves["fp32"])
+
+
+def skip_step(rank: int, world: int) -> dict[str, Any]:
+    """Poison one rank's gradient and report whether anything moved anywhere."""
+    from tests.layouts import layout_stepper, local_pieces
+
+    config = make_config(model=GPT, parallel={"pp": 2}, precision={"dtype": "fp32"})
+    stepper = layout_stepper(config)
+    micros = micro_batches(config, make_batch(config, 0), stepper.mesh.dp.rank, stepper.mesh.dp.size)
+    stepper.run(0, micros, 1e-2)
+    before = local_pieces(stepper), [shard.exp_avg.clone() for shard in stepper.optimizer.shards]
+    scale = float("inf") if rank == 1 else 1.0
+    original = stepper._token_share
+    stepper._token_share = lambda batches: original(batches) * scale  # type: ignore[method-assign]
+    result = stepper.run(1, micros, 1e-2).read()
+    after = local_pieces(stepper), [shard.exp_avg.clone() for shard in stepper.optimizer.shards]
+    same = all((a == b).all() for (_, a), (_, b) in zip(before[0], after[0], strict=True))
+    moments = all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+    stepper._token_share = original  # type: ignore[method-assign]
+    healthy = stepper.run(2, micros, 1e-2).read()
+    return {"applied": result.applied, "same": same, "moments": moments, "next": healthy.applied,
+            "count": stepper.optimizer.step_count.item()}  # fmt: skip
+
+
+def test_non_finite_gradient_on_one_rank_skips_the_update_on_all() -> None:
+    for told in run_ranks(2, skip_step):
+        assert told == {"applied": False, "same": True, "moments": True, "next": True, "count": 2.0}
+
+
+def vote(rank: int, world: int) -> bool:
+    from tests.layouts import layout_stepper
+
+    config = make_config()
+    stepper = layout_stepper(config)
+    micros = micro_batches(config, make_batch(config, 0), stepper.mesh.dp.rank, stepper.mesh.dp.size)
+    return stepper.run(0, micros, 1e-2, stop=rank == 1).read().stop
+
+
+def test_one_rank_asked_to_stop_stops_all() -> None:
+    assert run_ranks(2, vote) == [True, True]
+
+
+def test_vocabulary_of_the_tests_is_not_divisible() -> None:
+    assert VOCAB % 2 == 1, "the parity suite relies on an uneven vocabulary"
