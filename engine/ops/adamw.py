@@ -1,0 +1,51 @@
+"""AdamW on flat tensors (arXiv 1711.05101), with clipping and the decision to skip folded into one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.ops import backend
+
+
+def adamw_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: Tensor,
+    grad_scale: Tensor,
+    keep: Tensor,
+) -> None:
+    """Update `param` and its moments in place with `grad_scale` * `grad`, as torch.optim.AdamW does.
+
+    All flat tensors share one shape and dtype (float32 or float64). `step` (the number of this update, from 1),
+    `grad_scale` and `keep` are 0-dim tensors, read without a host synchronisation on GPUs; keep = 0 leaves
+    everything bitwise as it was, whatever the gradient holds.
+    """
+    if backend.fused(param):
+        torch.ops.trimaran.adamw_(
+            param, grad, exp_avg, exp_avg_sq, lr, beta1, beta2, eps, weight_decay, step, grad_scale, keep
+        )
+        return
+    applied = keep > 0
+    scaled = torch.where(applied, grad * grad_scale, 0.0)
+    first = torch.lerp(exp_avg, scaled, 1.0 - beta1)
+    second = exp_avg_sq * beta2 + scaled * scaled * (1.0 - beta2)
+    denominator = (second / (1.0 - beta2**step)).sqrt() + eps
+    updated = param * (1.0 - lr * weight_decay) - lr * (first / (1.0 - beta1**step)) / denominator
+    for old, new in ((param, updated), (exp_avg, first), (exp_avg_sq, second)):
+        old.copy_(torch.where(applied, new, old))
+
+
+def sum_of_squares(flat: Tensor) -> Tensor:
+    """Return the sum of squares of a flat tensor as a 0-dim float64."""
+    if backend.fused(flat):
+        return torch.ops.trimaran.sum_of_squares(flat)
+    return flat.double().square().sum()

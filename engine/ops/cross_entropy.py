@@ -1,0 +1,41 @@
+"""The local halves of cross-entropy over a part of the vocabulary; `engine.parallel.cross_entropy` joins them.
+
+Statistics are float32 (float64 for float64 logits) whatever the dtype of the logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.ops import backend
+
+
+def ce_stats(logits_nv: Tensor, targets_n: Tensor, vocab_start: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return per row the largest logit, sum(exp(logit - largest)), and the target's logit (0 where not held here).
+
+    `logits_nv` are the columns of the vocabulary from `vocab_start` on, `targets_n` int64 global ids.
+    """
+    if backend.fused(logits_nv):
+        return torch.ops.trimaran.ce_stats(logits_nv.contiguous(), targets_n, vocab_start)
+    wide = logits_nv if logits_nv.dtype == torch.float64 else logits_nv.float()
+    max_n = wide.amax(dim=-1)
+    sum_n = (wide - max_n[:, None]).exp().sum(dim=-1)
+    local_n, held_n = _local(targets_n, vocab_start, logits_nv.shape[1])
+    target_n = wide.gather(1, local_n[:, None])[:, 0].masked_fill(~held_n, 0.0)
+    return max_n, sum_n, target_n
+
+
+def ce_grad_(logits_nv: Tensor, targets_n: Tensor, vocab_start: int, lse_n: Tensor, scale_n: Tensor) -> Tensor:
+    """Overwrite the logits with (softmax - onehot) * scale and return them; `lse_n` is log(sum(exp)) of the row."""
+    if backend.fused(logits_nv) and logits_nv.is_contiguous():
+        return torch.ops.trimaran.ce_grad_(logits_nv, targets_n, vocab_start, lse_n, scale_n.contiguous())
+    grad_nv = (logits_nv.to(lse_n.dtype) - lse_n[:, None]).exp()
+    local_n, held_n = _local(targets_n, vocab_start, logits_nv.shape[1])
+    grad_nv.scatter_add_(1, local_n[:, None], -held_n[:, None].to(grad_nv.dtype))
+    return logits_nv.copy_(grad_nv * scale_n[:, None])
+
+
+def _local(targets_n: Tensor, vocab_start: int, width: int) -> tuple[Tensor, Tensor]:
+    held_n = (targets_n >= vocab_start) & (targets_n < vocab_start + width)
+    return (targets_n - vocab_start).clamp(0, width - 1), held_n
