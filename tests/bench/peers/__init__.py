@@ -1,0 +1,1 @@
+"""Plain torch, as its own users write it: the other side of every ratio."""
