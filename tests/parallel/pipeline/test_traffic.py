@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from hypothesis import given, settings
@@ -32,3 +33,18 @@ def test_messages(stages: int, micros: int, chunks: int, seed: int) -> None:
         for late in found:
             if early.receiver == late.sender and early.used_at <= late.produced_at:
                 assert early.order < late.order
+
+
+@given(st.sampled_from(["gpipe", "1f1b"]), st.integers(2, 8), st.integers(1, 16))
+@settings(deadline=None)
+def test_receives_overlap_compute(name: str, stages: int, micros: int) -> None:
+    """A stage can start every receive before it computes what it sends at the moment the message arrives."""
+    schedule = sch.build(name, stages, micros)
+    spans = sch.simulate(schedule, 1, lambda stage, action: 1.0 if action.kind is Kind.F else 2.0)
+    found = messages(schedule, 1)
+    for stage in range(stages):
+        for kind in Kind:
+            lane = [m for m in found if m.kind is kind and stage in (m.sender, m.receiver)]
+            for before, after in itertools.pairwise(lane):
+                if before.sender == after.receiver == stage and after.used_at == before.produced_at + 1:
+                    assert spans[after.sender][after.produced_at][1] > spans[stage][before.produced_at][1]

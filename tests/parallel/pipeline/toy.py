@@ -100,7 +100,10 @@ class Stage:
 
 
 def random_schedule(seed: int, stages: int, micros: int, chunks: int) -> Schedule:
-    """Return a valid schedule: in random order, some stage runs some action whose inputs exist."""
+    """Return a valid schedule: in random order, some stage runs some action whose inputs exist.
+
+    Each action has its own, very uneven, chance to be next, so that stages run far ahead of one another.
+    """
     draw = random.Random(seed)
     schedule: Schedule = [[] for _ in range(stages)]
     done: list[set[Action]] = [set() for _ in range(stages)]
@@ -112,13 +115,17 @@ def random_schedule(seed: int, stages: int, micros: int, chunks: int) -> Schedul
         for chunk in range(chunks)
     ]
 
+    favoured = {kind: draw.random() for kind in Kind}
+    chance = {item: favoured[item[1].kind] * draw.random() ** 3 + 1e-9 for item in left}
+
     def is_ready(stage: int, action: Action) -> bool:
         before = sch.source(stages, chunks, stage, action)
         own = action.kind is Kind.F or Action(Kind.F, action.micro, action.chunk) in done[stage]
         return own and (before is None or before[1] in done[before[0]])
 
     while left:
-        stage, action = draw.choice([item for item in left if is_ready(*item)])
+        ready = [item for item in left if is_ready(*item)]
+        stage, action = draw.choices(ready, [chance[item] for item in ready])[0]
         schedule[stage].append(action)
         done[stage].add(action)
         left.remove((stage, action))
