@@ -85,8 +85,9 @@ class Executor:
     def run(self, micro_batches: Sequence[Any], loss_scale: Tensor | None = None) -> list[Tensor]:
         """Run the schedule over `micro_batches`, one per micro-batch of the schedule.
 
-        Gradients are added to the chunks' parameters, multiplied by `loss_scale` (0-dim, default 1) on the last
-        stage's side. Returns the detached, unscaled losses by micro-batch on the last stage, else an empty list.
+        Gradients are added to the chunks' parameters. `loss_scale` (0-dim, default 1) multiplies them, being the
+        gradient that backward starts from on the last stage; the loss must be of a dtype that holds it. Returns the
+        detached, unscaled losses by micro-batch on the last stage, an empty list elsewhere.
         """
         if len(micro_batches) != self._micros:
             raise ValueError(f"the schedule is for {self._micros} micro-batches, not {len(micro_batches)}")

@@ -54,7 +54,7 @@ class _Lane:
     ) -> None:
         self._stage, self._messages, self._group, self._rank_of, self._wire = stage, messages, group, rank_of, wire
         self._next = 0
-        self._receiving: dict[Message, _Transfer] = {}
+        self._receiving: dict[int, _Transfer] = {}  # by the order of the message
 
     def start(self) -> None:
         """Begin a new run of the schedule."""
@@ -84,7 +84,7 @@ class _Lane:
 
     def receive(self, message: Message) -> Tensor:
         """Wait for `message`; everything that precedes it must have been started."""
-        transfer = self._receiving.pop(message)
+        transfer = self._receiving.pop(message.order)
         transfer.work.wait()
         return transfer.tensor
 
@@ -95,7 +95,7 @@ class _Lane:
         tensor = self._wire.empty()
         work = dist.irecv(tensor, self._rank_of(message.sender), group=self._group, tag=message.tag)
         assert work is not None, "this rank is not in the group of its own pipeline"
-        self._receiving[message] = _Transfer(message, tensor, work)
+        self._receiving[message.order] = _Transfer(message, tensor, work)
 
     def _advance(self, message: Message) -> None:
         assert self._messages[self._next] is message, f"{message} is out of order"
