@@ -26,11 +26,17 @@ def ce_stats(logits_nv: Tensor, targets_n: Tensor, vocab_start: int) -> tuple[Te
     return max_n, sum_n, target_n
 
 
-def ce_grad_(logits_nv: Tensor, targets_n: Tensor, vocab_start: int, lse_n: Tensor, scale_n: Tensor) -> Tensor:
-    """Overwrite the logits with (softmax - onehot) * scale and return them; `lse_n` is log(sum(exp)) of the row."""
+def ce_grad_(
+    logits_nv: Tensor, targets_n: Tensor, vocab_start: int, max_n: Tensor, log_sum_n: Tensor, scale_n: Tensor
+) -> Tensor:
+    """Overwrite the logits with (softmax - onehot) * scale and return them.
+
+    `max_n` and `log_sum_n` are a row's largest logit and log(sum(exp(logit - largest))) over the whole vocabulary;
+    their sum is not formed, because it would round away the digits that the softmax needs.
+    """
     if backend.fused(logits_nv) and logits_nv.is_contiguous():
-        return torch.ops.trimaran.ce_grad_(logits_nv, targets_n, vocab_start, lse_n, scale_n.contiguous())
-    grad_nv = (logits_nv.to(lse_n.dtype) - lse_n[:, None]).exp()
+        return torch.ops.trimaran.ce_grad_(logits_nv, targets_n, vocab_start, max_n, log_sum_n, scale_n.contiguous())
+    grad_nv = ((logits_nv.to(max_n.dtype) - max_n[:, None]) - log_sum_n[:, None]).exp()
     local_n, held_n = _local(targets_n, vocab_start, logits_nv.shape[1])
     grad_nv.scatter_add_(1, local_n[:, None], -held_n[:, None].to(grad_nv.dtype))
     return logits_nv.copy_(grad_nv * scale_n[:, None])

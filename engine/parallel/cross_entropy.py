@@ -26,15 +26,16 @@ class _CrossEntropy(torch.autograd.Function):
             sums_2n = torch.stack([sum_n * torch.exp(local_max_n - max_n), target_n])
             all_reduce(sums_2n, axis)
             sum_n, target_n = sums_2n.unbind()
-        lse_n = max_n + torch.log(sum_n)
-        ctx.save_for_backward(logits_nv, targets_n, lse_n)
+        log_sum_n = torch.log(sum_n)
+        ctx.save_for_backward(logits_nv, targets_n, max_n, log_sum_n)
         ctx.vocab_start = vocab_start
-        return lse_n - target_n
+        return log_sum_n + (max_n - target_n)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        logits_nv, targets_n, lse_n = ctx.saved_tensors
-        return ce_grad_(logits_nv, targets_n, ctx.vocab_start, lse_n, grads[0]), None, None, None
+        logits_nv, targets_n, max_n, log_sum_n = ctx.saved_tensors
+        grad_nv = ce_grad_(logits_nv, targets_n, ctx.vocab_start, max_n, log_sum_n, grads[0])
+        return grad_nv, None, None, None
 
 
 def vocab_parallel_cross_entropy(logits_nv: Tensor, targets_n: Tensor, vocab_start: int, axis: Axis) -> Tensor:

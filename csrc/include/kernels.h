@@ -1,0 +1,69 @@
+// CPU kernels over a range of rows or elements. They know nothing of torch or of threads: the binding cuts the work
+// into ranges. Each takes float and double; row-major, contiguous unless strides are given.
+#pragma once
+
+#include <cstdint>
+
+// One binary holds a version of each kernel for AVX-512, AVX2 and plain x86-64; the loader picks. Other
+// architectures compile the plain loops with their own vector width.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define TRIMARAN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define TRIMARAN_CLONES
+#endif
+#define TRIMARAN_INLINE static inline __attribute__((always_inline))
+
+namespace trimaran {
+
+// y = x * rstd * w, rstd = 1 / sqrt(mean(x^2) + eps), rows [begin, end) of width h.
+void rms_norm(const float* x, const float* w, float* y, float* rstd, int64_t begin, int64_t end, int64_t h, double eps);
+void rms_norm(const double* x, const double* w, double* y, double* rstd, int64_t begin, int64_t end, int64_t h,
+              double eps);
+// dx, and dw (h numbers, overwritten) summed over the rows [begin, end).
+void rms_norm_backward(const float* dy, const float* x, const float* w, const float* rstd, float* dx, float* dw,
+                       int64_t begin, int64_t end, int64_t h);
+void rms_norm_backward(const double* dy, const double* x, const double* w, const double* rstd, double* dx, double* dw,
+                       int64_t begin, int64_t end, int64_t h);
+
+// Rotate the heads of tokens [begin, end): token t at x + t * stride_token, head n at + n * stride_head; y is
+// contiguous [tokens, heads, d]. cos and sin [., d/2] are row t (row t % period when positions repeat).
+void rope(const float* x, const float* cos, const float* sin, float* y, int64_t begin, int64_t end, int64_t heads,
+          int64_t d, int64_t stride_token, int64_t stride_head, int64_t period);
+void rope(const double* x, const float* cos, const float* sin, double* y, int64_t begin, int64_t end, int64_t heads,
+          int64_t d, int64_t stride_token, int64_t stride_head, int64_t period);
+
+// y = silu(gate) * up for rows [begin, end) of x [rows, 2f].
+void swiglu(const float* x, float* y, int64_t begin, int64_t end, int64_t f);
+void swiglu(const double* x, double* y, int64_t begin, int64_t end, int64_t f);
+void swiglu_backward(const float* dy, const float* x, float* dx, int64_t begin, int64_t end, int64_t f);
+void swiglu_backward(const double* dy, const double* x, double* dx, int64_t begin, int64_t end, int64_t f);
+
+// Per row: largest logit, sum of exp(logit - largest), logit of the target (0 when not in [start, start + v)).
+void ce_stats(const float* logits, const int64_t* targets, float* max, float* sum, float* target, int64_t begin,
+              int64_t end, int64_t v, int64_t start);
+void ce_stats(const double* logits, const int64_t* targets, double* max, double* sum, double* target, int64_t begin,
+              int64_t end, int64_t v, int64_t start);
+// logits <- (exp(logit - max - log_sum) - [column is target]) * scale
+void ce_grad(float* logits, const int64_t* targets, const float* max, const float* log_sum, const float* scale, int64_t begin, int64_t end,
+             int64_t v, int64_t start);
+void ce_grad(double* logits, const int64_t* targets, const double* max, const double* log_sum, const double* scale, int64_t begin,
+             int64_t end, int64_t v, int64_t start);
+
+struct AdamW {
+  double lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale;
+};
+void adamw(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t begin, int64_t end, AdamW a);
+void adamw(double* param, const double* grad, double* exp_avg, double* exp_avg_sq, int64_t begin, int64_t end, AdamW a);
+double sum_of_squares(const float* x, int64_t begin, int64_t end);
+double sum_of_squares(const double* x, int64_t begin, int64_t end);
+
+// Elements first .. first + count of the stream `key`, as mean + std * normal.
+void normal_run(float* out, uint64_t key, uint64_t first, int64_t count, double std, double mean);
+void normal_run(double* out, uint64_t key, uint64_t first, int64_t count, double std, double mean);
+// y = keep ? x * scale : 0 where element i of the row is kept if word first + i of the stream reaches `threshold`.
+void dropout_run(const float* x, float* y, uint64_t key, uint64_t first, int64_t count, uint32_t threshold,
+                 double scale);
+void dropout_run(const double* x, double* y, uint64_t key, uint64_t first, int64_t count, uint32_t threshold,
+                 double scale);
+
+}  // namespace trimaran

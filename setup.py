@@ -1,0 +1,88 @@
+"""Build Trimaran: the Python packages and `engine._C`, the fused CPU kernels.
+
+    pip install --no-build-isolation -e .[dev]
+
+torch must be installed first (the extension is built against it). ENGINE_NO_EXT=1 installs without a compiler:
+everything then runs on the plain torch references.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    found = re.search(r'__version__ = "(.+)"', (ROOT / "engine" / "__init__.py").read_text())
+    assert found is not None, "engine/__init__.py has no __version__"
+    return found.group(1)
+
+
+def extension() -> dict[str, Any]:
+    """Describe engine._C, or nothing when it was asked to be left out."""
+    if os.environ.get("ENGINE_NO_EXT") == "1":
+        return {}
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        raise SystemExit(
+            "torch must be installed before trimaran is built: pip install torch==2.13.0, then "
+            "pip install --no-build-isolation -e . (or set ENGINE_NO_EXT=1 to go without compiled kernels)"
+        ) from None
+    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp"]
+    if platform.machine() not in ("x86_64", "AMD64"):
+        flags.append("-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
+    sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    kernels = CppExtension(
+        "engine._C",
+        ["csrc/bindings.cpp", *sources],
+        include_dirs=[str(ROOT / "csrc" / "include")],
+        extra_compile_args=flags,
+        extra_link_args=["-fopenmp"],
+        depends=[str(path) for path in (ROOT / "csrc" / "include").glob("*.h")],
+    )
+    return {"ext_modules": [kernels], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=False)}}
+
+
+setup(
+    name="trimaran",
+    version=version(),
+    description="A 3D-parallel pretraining engine for large language models: every layout gives the same training",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["engine", "engine.*", "launch", "launch.*"]),
+    install_requires=[
+        "torch==2.13.0",
+        "numpy>=1.26",
+        "hydra-core>=1.3.2,<1.4",
+        "omegaconf>=2.3,<2.4",
+        "safetensors>=0.5",
+        "tokenizers>=0.20",
+        "rich>=13",
+        "wandb>=0.18",
+        "psutil>=5.9",
+        "nvidia-ml-py>=12",
+    ],
+    extras_require={
+        "cuda": ["flash-attn>=2.6"],
+        "hf": ["transformers>=4.50"],
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "transformers>=4.50",
+        ],
+    },
+    **extension(),
+)

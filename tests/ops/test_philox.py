@@ -1,0 +1,110 @@
+"""Philox against published vectors; normals, dropout and shards of both against each other, bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.ops import backend
+from engine.ops.philox import dropout, fill_normal_, make_key, normal, philox4x32, random_bits, uniform
+
+# Random123's kat_vectors, philox 4x32, 10 rounds: counter, key (low word first), result
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
+     (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+]  # fmt: skip
+
+
+compiled = pytest.mark.skipif(backend.load_error() is not None, reason=f"engine._C: {backend.load_error()}")
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]) -> None:
+    words = philox4x32([torch.tensor(word) for word in counter], key[0] | key[1] << 32)
+    assert tuple(int(word) for word in words) == expected
+
+
+def test_an_element_is_a_lane_of_its_counter() -> None:
+    key, index = make_key(1, "x"), torch.tensor([0, 1, 2, 3, 4, 2**35 + 6])
+    bits = random_bits(key, index)
+    zero = torch.tensor(0)
+    assert bits[:4].tolist() == [int(w) for w in philox4x32([zero] * 4, key)]
+    high = philox4x32([torch.tensor(2**33 + 1 & 0xFFFFFFFF), torch.tensor(2), zero, zero], key)
+    assert bits[5] == high[2]
+
+
+def test_keys_tell_streams_apart() -> None:
+    keys = {make_key(s, *what) for s in (0, 1) for what in (("a",), ("b",), ("a", 1), ("a", 1, 2), ("a", 12))}
+    assert len(keys) == 10
+    assert all(0 <= key < 2**64 for key in keys)
+
+
+def test_normals_are_normal() -> None:
+    index = torch.arange(1_000_000)
+    z, u = normal(make_key(0, "z"), index), uniform(make_key(0, "z"), index)
+    torch.testing.assert_close(z, torch.erfinv(2 * u - 1) * math.sqrt(2), rtol=1e-9, atol=1e-12)
+    assert abs(z.mean()) < 0.004
+    assert abs(z.std() - 1) < 0.003
+    assert abs((z**4).mean() - 3) < 0.03
+    edge = torch.tensor([0.0])  # the most extreme words
+    assert torch.isfinite(edge).all()
+
+
+@given(shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_box_is_a_slice_of_the_whole(shape: list[int], data: st.DataObject) -> None:
+    key = make_key(3, "weight")
+    offsets = [data.draw(st.integers(0, n - 1)) for n in shape]
+    sizes = [data.draw(st.integers(1, n - o)) for n, o in zip(shape, offsets, strict=True)]
+    whole = fill_normal_(torch.empty(shape), key, shape, [0] * len(shape), 0.02, 0.1)
+    box = fill_normal_(torch.empty(sizes), key, shape, offsets, 0.02, 0.1)
+    assert torch.equal(box, whole[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))])
+
+
+@compiled
+@given(n=st.sampled_from([1, 3, 255, 256, 257, 1000]), m=st.integers(1, 5), dtype=st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=15, deadline=None)
+def test_compiled_normals_are_bitwise_the_reference(n: int, m: int, dtype: torch.dtype) -> None:
+    drawn = []
+    for name in ("cpu", "reference"):
+        backend.select(name)
+        drawn.append(fill_normal_(torch.empty(m, n, dtype=dtype), 2**63 + 5, (m + 7, n + 2), (3, 1), 0.7, 0.25))
+    backend.select("auto")
+    assert torch.equal(*drawn)
+
+
+@compiled
+@given(rows=st.integers(1, 5), width=st.sampled_from([1, 4, 7, 300]), column=st.integers(0, 5), p=st.floats(0.05, 0.9))
+@settings(max_examples=25, deadline=None)
+def test_dropout_drops_by_address_on_every_backend(rows: int, width: int, column: int, p: float) -> None:
+    address = torch.arange(rows) * 11 + 2
+    x = torch.linspace(1, 2, rows * width).view(rows, width)
+    key = make_key(9, "drop")
+    results = []
+    for name in ("cpu", "reference"):
+        backend.select(name)
+        leaf = x.clone().requires_grad_()
+        y = dropout(leaf, p, key, address, width + column, column)
+        y.sum().backward()
+        results.append((y.detach(), leaf.grad))
+    backend.select("auto")
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    kept = random_bits(key, address[:, None] * (width + column) + torch.arange(width) + column) >= int(p * 2**32)
+    assert torch.equal(results[0][0] != 0, kept)
+    torch.testing.assert_close(results[0][1], kept / (1 - p), rtol=1e-6, atol=0)
+
+
+def test_dropout_rate_and_independence_of_sites() -> None:
+    x, rows = torch.ones(500, 400), torch.arange(500)
+    first = dropout(x, 0.3, make_key(0, "a"), rows, 400) == 0
+    second = dropout(x, 0.3, make_key(0, "b"), rows, 400) == 0
+    assert first.float().mean().item() == pytest.approx(0.3, abs=0.005)
+    assert (first & second).float().mean().item() == pytest.approx(0.09, abs=0.005)
+    assert dropout(x, 0.0, 1, rows, 400) is x
