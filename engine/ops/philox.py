@@ -93,7 +93,8 @@ def normal(key: int, index: Tensor) -> Tensor:
     q = u - 0.5
     r = 0.180625 - q * q
     centre = q * _polynomial(_CENTRE[0], r) / _polynomial(_CENTRE[1], r)
-    r = torch.sqrt(-_log(torch.where(q < 0, u, 1.0 - u))) - 1.6
+    # pow(0.5) is the processor's correctly rounded square root; torch.sqrt may be a vector library's approximation
+    r = torch.pow(-_log(torch.where(q < 0, u, 1.0 - u)), 0.5) - 1.6
     tail = _polynomial(_TAIL[0], r) / _polynomial(_TAIL[1], r)
     return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -tail, tail))
 
