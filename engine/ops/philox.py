@@ -87,14 +87,21 @@ def _log(x: Tensor) -> Tensor:
     return power * _LN2 + 2.0 * z * series
 
 
+def _sqrt(x: Tensor) -> Tensor:
+    """Square root of float64 in [0.5, 23] by Heron's rule: torch.sqrt is not correctly rounded on every machine."""
+    root = 0.5 * (x + 1.0)
+    for _ in range(6):
+        root = 0.5 * (root + x / root)
+    return root
+
+
 def normal(key: int, index: Tensor) -> Tensor:
     """Return standard normal float64, one per element index (within 6.5 standard deviations)."""
     u = uniform(key, index)
     q = u - 0.5
     r = 0.180625 - q * q
     centre = q * _polynomial(_CENTRE[0], r) / _polynomial(_CENTRE[1], r)
-    # pow(0.5) is the processor's correctly rounded square root; torch.sqrt may be a vector library's approximation
-    r = torch.pow(-_log(torch.where(q < 0, u, 1.0 - u)), 0.5) - 1.6
+    r = _sqrt(-_log(torch.where(q < 0, u, 1.0 - u))) - 1.6
     tail = _polynomial(_TAIL[0], r) / _polynomial(_TAIL[1], r)
     return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -tail, tail))
 
