@@ -1,0 +1,1 @@
+"""Entry points that a user types, and what they share."""

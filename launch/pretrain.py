@@ -1,0 +1,62 @@
+"""Train a model.
+
+    python launch/pretrain.py [group=option ...] [key=value ...]      starts tp*pp*cp*dp ranks on this machine
+    torchrun [...] launch/pretrain.py [...]                           uses the ranks it is given
+
+Exit codes: 0 when the run is done or was asked to stop and has saved, 2 for a mistake that one line explains,
+1 for anything else, 130 after a second Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from engine.config import Config
+from engine.errors import ConfigError
+from engine.validate import validate
+from launch.ranks import is_rank, run_rank, start_ranks
+from launch.settings import repeat_flags, run_with_config
+
+
+def main() -> int:
+    """Be a rank where one was started, else validate and start the ranks."""
+    return run_with_config(_work if is_rank() else _launch, sys.argv[1:])
+
+
+def _work(config: Config, overrides: list[str]) -> int:
+    def train() -> int:
+        from engine.trainer import train
+
+        return train(config)
+
+    return run_rank(train)
+
+
+def _launch(config: Config, overrides: list[str]) -> int:
+    ranks = ranks_to_start(config, gpus=0 if config.run.device == "cpu" else torch.cuda.device_count())
+    validate(config, ranks)
+    script = str(Path(__file__).resolve())
+    outcome = start_ranks([sys.executable, script, *repeat_flags(sys.argv[1:]), *overrides], ranks)
+    if outcome.stopped:
+        sys.exit(outcome.code)  # also ends a sweep
+    return outcome.code
+
+
+def ranks_to_start(config: Config, gpus: int) -> int:
+    """Return how many ranks the layout needs on one machine; parallel.dp=null fills the GPUs, or is 1 on a CPU."""
+    parallel = config.parallel
+    replica = parallel.tp * parallel.pp * parallel.cp
+    ranks = replica * (parallel.dp or max(1, gpus // max(1, replica)))
+    if 0 < gpus < ranks:
+        raise ConfigError(
+            f"parallel.tp*pp*cp*dp = {ranks} ranks, but this machine has {gpus} GPUs; start on more machines with "
+            "torchrun, or write run.device=cpu."
+        )
+    return ranks
+
+
+if __name__ == "__main__":
+    sys.exit(main())

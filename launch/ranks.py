@@ -1,0 +1,282 @@
+"""Start the ranks of a run on this machine, pass signals on to them, and say once what went wrong.
+
+Ranks are processes of torch's elastic agent, the one inside torchrun, so a rank sees the same environment either
+way. The agent runs in a thread because in the main thread it would take the signals and end every rank with them.
+A rank that fails leaves a report in the file the agent names; the launcher shows the one report that explains
+the others, instead of the agent's page about child processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from engine.errors import EngineError
+
+USER_ERROR, BUG, INTERRUPTED = 2, 1, 130  # exit codes
+_LAUNCHER = "TRIMARAN_LAUNCHER"  # set for ranks started here: the process id of the launcher
+_GRACE_S = 15  # how long ranks may outlive a failed peer: a blocked collective does not hear SIGTERM
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+# Phrases by which a rank says that it failed only because a peer was gone.
+_ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the exit code, and whether a signal asked it to stop early."""
+
+    code: int
+    stopped: bool = False
+
+
+# -- in the launcher -------------------------------------------------------------------------------------------
+
+
+def start_ranks(command: list[str], count: int) -> Outcome:
+    """Run `count` processes of `command` as ranks on this machine until all have ended.
+
+    Ctrl-C, SIGTERM and SIGHUP reach each rank once, as SIGTERM: it finishes its step, saves and returns 0, and so
+    do we. A second Ctrl-C kills the ranks. A failure is printed on stderr.
+    """
+    with tempfile.TemporaryDirectory(prefix="trimaran-") as folder, _environment(count), _silence(), _Signals() as seen:
+        agent = _Agent(command, count, folder)
+        told: set[int] = set()
+        while agent.is_alive():
+            agent.join(0.1)
+            if seen.interrupts > 1:
+                agent.send(signal.SIGKILL, agent.pids())
+                agent.join()
+                return Outcome(INTERRUPTED, stopped=True)
+            if seen.stop:
+                fresh = agent.pids() - told
+                agent.send(signal.SIGTERM, fresh)
+                told |= fresh
+        return Outcome(_explain(agent.result(), seen.stop), seen.stop)
+
+
+class _Agent(threading.Thread):
+    """torch's elastic agent for one machine, without restarts, in a thread of its own."""
+
+    def __init__(self, command: list[str], count: int, folder: str) -> None:
+        super().__init__(name="elastic-agent")
+        rendezvous = RendezvousParameters(
+            backend="c10d", endpoint="localhost:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1,
+            local_addr="localhost", is_host=True,
+        )  # fmt: skip
+        self._rendezvous = get_rendezvous_handler(rendezvous)
+        spec = WorkerSpec(
+            role="rank", local_world_size=count, entrypoint=command[0], args=tuple(command[1:]),
+            rdzv_handler=self._rendezvous, max_restarts=0, monitor_interval=0.1, local_addr="localhost",
+        )  # fmt: skip
+        self._agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=folder), shutdown_timeout=_GRACE_S)
+        self._result: RunResult | None = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result = self._agent.run()
+        except BaseException as error:  # carried over to the main thread by result()
+            self._error = error
+        finally:
+            self._rendezvous.shutdown()
+
+    def result(self) -> RunResult:
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def pids(self) -> set[int]:
+        """Return the process ids of the ranks started so far."""
+        return {int(worker.id) for worker in self._agent.get_worker_group().workers if worker.id is not None}
+
+    @staticmethod
+    def send(number: signal.Signals, pids: set[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+class _Signals:
+    """Counts what this process is asked, instead of dying of it."""
+
+    def __init__(self) -> None:
+        self.stop, self.interrupts = False, 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True
+        self.interrupts += number == signal.SIGINT
+
+
+@contextlib.contextmanager
+def _environment(count: int) -> Iterator[None]:
+    """Set what the ranks inherit and a user has not chosen."""
+    cores = len(os.sched_getaffinity(0))
+    wanted = {
+        # More threads than cores make OpenMP spin against itself.
+        "OMP_NUM_THREADS": str(max(1, cores // count)),
+        # glibc maps every tensor above 32 MiB afresh and returns it to the system when freed, so each step pays for
+        # zeroing all its pages again; raised thresholds keep them in the heap (SwiGLU of 45 M elements: 194 -> 51 ms).
+        "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    }
+    fresh = {key: value for key, value in wanted.items() if key not in os.environ} | {_LAUNCHER: str(os.getpid())}
+    os.environ.update(fresh)
+    try:
+        yield
+    finally:
+        for key in fresh:
+            os.environ.pop(key, None)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the agent's log lines away: what they report is printed here, in fewer words."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+def _explain(result: RunResult, stopping: bool) -> int:
+    """Print the failure that explains the others, if any; return the exit code."""
+    if not result.is_failed():
+        return 0
+    rank, failure = min(result.failures.items(), key=lambda item: (_precedence(item[1]), item[0]))
+    kind = _kind(failure)
+    if stopping and kind in ("ended", "echo"):
+        return 0  # the signal reached ranks that had not begun to train: there is nothing to save
+    if kind == "user":
+        print(f"trimaran: {failure.message}", file=sys.stderr)
+        return USER_ERROR
+    if kind in ("bug", "echo"):
+        print(f"rank {rank} failed:\n{failure.message}", file=sys.stderr, end="")
+    elif kind == "exit":
+        print(f"trimaran: rank {rank} exited with code {failure.exitcode}.", file=sys.stderr)
+    else:
+        hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
+        print(
+            f"trimaran: rank {rank} was ended by {failure.signal_name()}{hint}; start the same command again to "
+            "continue from the newest checkpoint.",
+            file=sys.stderr,
+        )
+    return BUG
+
+
+# What explains a failed run, best first: `ended` ranks were stopped by the agent after a peer had failed.
+_KINDS = ("user", "bug", "signal", "exit", "echo", "ended")
+
+
+def _kind(failure: ProcessFailure) -> str:
+    reported = failure.error_file_data.get("kind")
+    if reported is not None:
+        return str(reported)
+    if failure.exitcode < 0:
+        return "ended" if failure.exitcode == -signal.SIGTERM else "signal"
+    return "exit"
+
+
+def _precedence(failure: ProcessFailure) -> int:
+    return _KINDS.index(_kind(failure))
+
+
+# -- in a rank -------------------------------------------------------------------------------------------------
+
+
+def is_rank() -> bool:
+    """Return whether this process was started as a rank, by us, torchrun or a batch system."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def run_rank(body: Callable[[], int]) -> int:
+    """Run `body`, a rank's whole work, and return its exit code; a failure is told to whoever can show it.
+
+    Under torchrun there is no launcher of ours: a user's mistake is printed by the first rank that meets it, and
+    anything else is left to torchrun.
+    """
+    ours = _LAUNCHER in os.environ
+    if ours:
+        _die_with(int(os.environ[_LAUNCHER]))
+    try:
+        return body()
+    except EngineError as error:
+        if ours:
+            _report("user", str(error))
+        elif _is_first_to_fail():
+            print(f"trimaran: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if not ours:
+            raise
+        _report("echo" if _is_echo(error) else "bug", traceback.format_exc())
+        return BUG
+
+
+def _die_with(launcher: int) -> None:
+    """Have the kernel kill this rank if the launcher is killed: an orphan would go on writing to the run folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _report(kind: str, text: str) -> None:
+    """Write the agent's error file for this rank: its format, and the kind of failure."""
+    with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
+        json.dump({"message": text, "timestamp": int(time.time()), "kind": kind}, file)
+
+
+def _is_echo(error: Exception) -> bool:
+    """Return whether `error` most likely means that another rank failed first."""
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or (
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _ECHOES)
+    )
+
+
+def _is_first_to_fail() -> bool:
+    """Ask the job's store; say yes when it cannot be reached, so that no message is lost."""
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
+        )
+        return store.add(f"trimaran/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    except (KeyError, RuntimeError):
+        return True

@@ -1,0 +1,173 @@
+"""Hydra at the door: the schema, its help page, and mistakes answered in one line with the nearest real key.
+
+An entry point wraps its task: ``run_with_config(task, argv)`` reads `conf/`, lets Hydra parse the command line
+(overrides, --cfg, --help, -m) and calls ``task(config, overrides)`` with the typed configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from engine.config import Config
+from engine.errors import ConfigError, EngineError, did_you_mean
+from launch.helptext import template
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+Task = Callable[[Config, list[str]], int]
+
+
+def run_with_config(task: Task, argv: list[str]) -> int:
+    """Parse `argv` (without the program's name) and run `task`; return the exit code, 2 for a user's mistake.
+
+    `task` is called once, or with -m once per point of the sweep, each in a run folder of its own, until one
+    returns other than 0.
+    """
+    flags = get_args_parser().parse_args(argv)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them over many lines
+    try:
+        overrides = _parse(flags.overrides)
+        _check_keys(overrides, _groups(flags))
+        _register()
+        _run_hydra(task, argv, [override for override in overrides if override.is_sweep_override()])
+    except EngineError as error:
+        return _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(_one_line(error))
+    return 0
+
+
+def repeat_flags(argv: list[str]) -> list[str]:
+    """Return the options of `argv` that say where configuration comes from, for a process that reads it again."""
+    flags = vars(get_args_parser().parse_args(argv))
+    names = ("config_path", "config_name", "config_dir")
+    return [part for name in names if flags[name] for part in (f"--{name.replace('_', '-')}", flags[name])]
+
+
+def known_keys(of: type = Config, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of the schema, sections included."""
+    for field in dataclasses.fields(of):
+        key = f"{prefix}{field.name}"
+        yield key
+        if dataclasses.is_dataclass(field.default_factory):
+            yield from known_keys(field.default_factory, f"{key}.")  # type: ignore[arg-type]
+
+
+def _run_hydra(task: Task, argv: list[str], swept: list[Override]) -> None:
+    """Hand over to Hydra; a task that fails ends the process with its code."""
+
+    def job(settings: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        overrides = list(hydra_config.overrides.task)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            name = _sweep_name(settings.run.name, swept, overrides)
+            settings.run.name = name
+            overrides = [o for o in overrides if not o.startswith("run.name=")] + [f"run.name='{name}'"]
+        config = OmegaConf.to_object(settings)
+        assert isinstance(config, Config)
+        try:
+            code = task(config, overrides)
+        except EngineError as error:  # not left to Hydra, which prints a line of its own first
+            code = _fail(str(error))
+        if code:
+            sys.exit(code)
+
+    old, sys.argv = sys.argv, [sys.argv[0], *argv]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    finally:
+        sys.argv = old
+
+
+def _register() -> None:
+    """Give Hydra the schema, so that types and keys are enforced, and the help page."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="hydra/help", name="trimaran", node={"app_name": "trimaran", "template": template()})
+
+
+def _sweep_name(name: str, swept: list[Override], overrides: list[str]) -> str:
+    """Return a run name that differs between the points of a sweep and is the same when it is started again."""
+    keys = {override.key_or_group for override in swept}
+    if "run.name" in keys:
+        return name
+    point = [override for override in overrides if override.split("=", 1)[0].lstrip("+") in keys]
+    return "-".join([name, *(re.sub(r"[^\w.=+,-]", "_", override) for override in point)])
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------
+
+
+def _fail(text: str) -> int:
+    print(f"trimaran: {text}", file=sys.stderr)
+    return 2
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(arguments)
+    except OverrideParseException as error:
+        raise ConfigError(f"cannot read the argument {error.override!r}; write key=value or group=option.") from None
+
+
+def _groups(flags: Namespace) -> set[str]:
+    """Return the names of the config groups: the folders of conf/ and of --config-dir."""
+    folders = [CONF] + ([Path(flags.config_dir)] if flags.config_dir else [])
+    return {entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()}
+
+
+def _check_keys(overrides: list[Override], groups: set[str]) -> None:
+    """Raise ConfigError for the first override whose key is neither in the schema nor a group."""
+    known = {*known_keys(), *groups}
+    for override in overrides:
+        key = override.key_or_group
+        if key not in known and key.partition(".")[0].partition("/")[0] != "hydra":
+            raise ConfigError(f"unknown key {key}.{_suggest(key, known)}")
+
+
+def _suggest(key: str, known: set[str]) -> str:
+    """Return did_you_mean over whole keys, preferring those with the same last part (model.lr -> optim.lr)."""
+    same_leaf = sorted(k for k in known if "." in k and k.rpartition(".")[2] == key.rpartition(".")[2])
+    if len(same_leaf) == 1:
+        return f" Did you mean '{same_leaf[0]}'?"
+    hint = did_you_mean(key, known)
+    return hint if hint.startswith(" Did") else " --help lists every key."
+
+
+def _one_line(error: Exception) -> str:
+    """Reduce an error of Hydra or OmegaConf to one line that names the key and the value."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group} has no option {option!r}.{did_you_mean(option, error.options)}"
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) or isinstance(
+        cause, ConfigKeyError | ConfigAttributeError
+    ):
+        culprit = error if isinstance(error, OmegaConfBaseException) else cause
+        key = str(getattr(culprit, "full_key", "") or "")
+        if key:
+            return f"unknown key {key} ({_first_line(error)}).{_suggest(key, set(known_keys()))}"
+    lines = [_first_line(error)]
+    if isinstance(cause, OmegaConfBaseException) and _first_line(cause) not in lines[0]:
+        lines.append(_first_line(cause))
+    return ": ".join(lines)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].strip().rstrip(":")
