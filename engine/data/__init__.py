@@ -1,0 +1,1 @@
+"""Text to samples: tokenise, index, split, blend, order, load."""

@@ -1,0 +1,34 @@
+"""What a forward pass receives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some samples of one global batch.
+
+    `tokens_bs` and `labels_bs` int64; `loss_mask_bs` float32, None when every label counts; `positions_bs` int64,
+    None for 0..s-1; `documents_bs` int64 number of each token's document, None when attention ignores documents;
+    `slots_b` int64 place of each sample inside the global batch (a token's global position, slot * s + position,
+    addresses its dropout).
+    """
+
+    tokens_bs: Tensor
+    labels_bs: Tensor
+    loss_mask_bs: Tensor | None
+    positions_bs: Tensor | None
+    documents_bs: Tensor | None
+    slots_b: Tensor
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the same micro-batch on `device`."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = None if value is None else value.to(device, non_blocking=True)
+        return MicroBatch(**moved)

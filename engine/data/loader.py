@@ -1,0 +1,127 @@
+"""Global batches for one replica, prepared ahead by a background thread.
+
+Which samples form a global batch depends on how many were consumed before it, never on dp or on the micro-batch
+size: sample i of micro-batch m of replica r is global sample consumed + (m * dp + r) * micro_batch + i.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from engine.data.batch import MicroBatch
+from engine.data.samples import Sample, Samples
+from engine.objectives.causal import Causal
+
+
+class Collator:
+    """Turns samples into micro-batches: the objective, and what attention is told about documents."""
+
+    def __init__(self, objective: Causal, *, document_mask: bool, position_reset: bool) -> None:
+        self.objective, self.document_mask, self.position_reset = objective, document_mask, position_reset
+
+    def __call__(self, samples: list[Sample], slots: list[int], counted: int | None = None) -> MicroBatch:
+        """Stack samples; only the first `counted` of them enter the loss (all when None)."""
+        parts = [self.objective(sample.window) for sample in samples]
+        length = len(parts[0][0])
+        masks = [np.ones(length, np.float32) if mask is None else mask for _, _, mask in parts]
+        for mask in masks[counted:] if counted is not None else []:
+            mask[:] = 0.0
+        plain = counted is None and all(mask is None for _, _, mask in parts)
+        documents = np.stack([_documents(sample, length) for sample in samples]) if self.document_mask else None
+        positions = np.stack([_positions(sample, length) for sample in samples]) if self.position_reset else None
+        return MicroBatch(
+            tokens_bs=torch.from_numpy(np.stack([tokens for tokens, _, _ in parts])),
+            labels_bs=torch.from_numpy(np.stack([labels for _, labels, _ in parts])),
+            loss_mask_bs=None if plain else torch.from_numpy(np.stack(masks)),
+            positions_bs=None if positions is None else torch.from_numpy(positions),
+            documents_bs=None if documents is None else torch.from_numpy(documents),
+            slots_b=torch.tensor(slots),
+        )
+
+
+def _documents(sample: Sample, length: int) -> np.ndarray:
+    marks = np.zeros(length + 1, dtype=np.int64)
+    marks[sample.document_starts] = 1
+    return np.cumsum(marks)[:length]
+
+
+def _positions(sample: Sample, length: int) -> np.ndarray:
+    starts = np.zeros(length + 1, dtype=np.int64)
+    starts[sample.document_starts] = sample.document_starts
+    return np.arange(length) - np.maximum.accumulate(starts)[:length]
+
+
+def replica_batch(samples: Samples, collate: Collator, consumed: int, batch: int, *, micro_batch: int, dp_rank: int,
+                  dp: int) -> list[MicroBatch]:
+    """Return this replica's micro-batches of the global batch that starts at sample `consumed`."""
+    micros = []
+    for first in range(dp_rank * micro_batch, batch, dp * micro_batch):
+        slots = list(range(first, first + micro_batch))
+        micros.append(collate([samples[consumed + slot] for slot in slots], slots))
+    return micros
+
+
+def validation_batches(samples: Samples, collate: Collator, count: int, *, micro_batch: int, dp_rank: int, dp: int) -> list[MicroBatch]:
+    """Return this replica's part of the first `count` samples; fill-ups of the last round do not count in the loss."""
+    count = min(count, samples.per_epoch)
+    round_size = dp * micro_batch
+    micros = []
+    for first in range(dp_rank * micro_batch, -(-count // round_size) * round_size, round_size):
+        slots = list(range(first, first + micro_batch))
+        counted = max(0, min(micro_batch, count - first))
+        micros.append(collate([samples[slot % samples.per_epoch] for slot in slots], slots, counted))
+    return micros
+
+
+class Loader:
+    """Iterates over the global batches of `plans`, (consumed, batch) pairs, `prefetch` of them ahead."""
+
+    def __init__(self, samples: Samples, collate: Collator, plans: Iterable[tuple[int, int]], *, micro_batch: int,
+                 dp_rank: int, dp: int, prefetch: int) -> None:
+        self._prepare = lambda plan: replica_batch(
+            samples, collate, *plan, micro_batch=micro_batch, dp_rank=dp_rank, dp=dp
+        )
+        self._plans = iter(plans)
+        self._stop = threading.Event()
+        self._ready: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(max(1, prefetch))
+        self._thread: threading.Thread | None = None
+        if prefetch > 0:
+            self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
+            self._thread.start()
+
+    def next(self) -> list[MicroBatch]:
+        """Return the next global batch's micro-batches; an error of the worker is raised here."""
+        if self._thread is None:
+            return self._prepare(next(self._plans))
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _work(self) -> None:
+        try:
+            for plan in self._plans:
+                if not self._put(self._prepare(plan)):
+                    return
+        except BaseException as error:  # handed to the training thread, which raises it
+            self._put(error)
+
+    def _put(self, item: list[MicroBatch] | BaseException) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def close(self) -> None:
+        """Stop the worker and wait for it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()

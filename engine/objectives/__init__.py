@@ -1,0 +1,1 @@
+"""Training objectives: from a window of tokens to inputs, targets and loss mask."""
