@@ -1,0 +1,186 @@
+"""From `conf/data/` to samples: find or make the tokenizer and the indexed corpora, split and blend them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config import DataConfig
+from engine.data.corpus import Skipped, builtin_files, documents, find_files
+from engine.data.indexed import IndexedDataset, idx_path
+from engine.data.loader import Collator
+from engine.data.preprocess import index_documents, meta_path, open_index
+from engine.data.samples import Samples
+from engine.data.split import make_split
+from engine.data.tokenizer import Tokenizer
+from engine.errors import ConfigError, DataError, did_you_mean
+from engine.objectives.causal import Causal
+
+FORMATS = ("auto", "builtin", "text", "jsonl", "megatron")
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """Everything a run needs of its data. `vocab` is the model's vocabulary size; `valid` None without such a part."""
+
+    train: Samples
+    valid: Samples | None
+    collate: Collator
+    vocab: int
+    tokenizer: Tokenizer | None
+    tokenizer_file: Path | None
+    summary: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of the blend: an index prefix, or text files that become one."""
+
+    weight: float
+    path: str | None  # None: the built-in corpus
+    kind: str  # builtin | text | jsonl | megatron
+
+
+def build_data(config: DataConfig, seed: int, vocab: int | None, vocab_multiple: int, *, is_writer: bool,
+               barrier: Callable[[], None], notice: Callable[[str], None] = lambda text: None) -> DataBundle:
+    """Prepare and open the data. The writing rank prepares; `barrier` makes the others wait for it.
+
+    A second call with the same sources finds everything in `cache_dir` and does no work that grows with the corpus.
+    """
+    sources = read_sources(config)
+    preparation = Preparation(config, sources, notice)
+    if is_writer:
+        preparation.run()
+    barrier()
+    tokenizer = Tokenizer.load(preparation.tokenizer_file) if preparation.tokenizer_file else None
+    datasets = [open_index(prefix, tokenizer) for prefix in preparation.prefixes()]
+    size = vocab or _rounded_vocab(tokenizer, vocab_multiple)
+    if tokenizer is not None and size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size} entries; "
+            "raise it, or write null to follow the tokenizer."
+        )
+    weights = [source.weight for source in sources]
+    train = _samples(datasets, weights, "train", config, seed, size, shuffle=True)
+    assert train is not None
+    valid = _samples(datasets, weights, "valid", config, seed, size, shuffle=False)
+    objective = Causal(tokenizer.eod if tokenizer else None, config.eod_loss)
+    collate = Collator(objective, document_mask=config.document_mask, position_reset=config.position_reset)
+    total = sum(dataset.tokens for dataset in datasets)
+    count = sum(dataset.documents for dataset in datasets)
+    summary = f"{count:,} documents, {total:,} tokens, {train.per_epoch:,} samples an epoch, vocabulary {size:,}"
+    return DataBundle(train, valid, collate, size, tokenizer, preparation.tokenizer_file, summary)
+
+
+def _rounded_vocab(tokenizer: Tokenizer | None, multiple: int) -> int:
+    if tokenizer is None:
+        raise ConfigError("data.tokenizer=none leaves the vocabulary unknown: set model.vocab_size, or a tokenizer.json.")
+    return -(-tokenizer.vocab_size // multiple) * multiple
+
+
+def _samples(datasets: list[IndexedDataset], weights: list[float], name: str, config: DataConfig, seed: int,
+             vocab: int, *, shuffle: bool) -> Samples | None:
+    splits = [make_split(dataset, name, config.split, config.seq_len) for dataset in datasets]
+    present = [split for split in splits if split is not None]
+    return Samples(present, weights, seed, vocab, shuffle=shuffle) if present else None
+
+
+def read_sources(config: DataConfig) -> list[Source]:
+    """Return the entries of data.paths, each with its weight and kind."""
+    if config.format not in FORMATS:
+        raise ConfigError(f"data.format={config.format} is unknown.{did_you_mean(config.format, FORMATS)}")
+    if not config.paths:
+        if config.format not in ("auto", "builtin"):
+            raise ConfigError(f"data.format={config.format} needs files: set data.paths=[FILE, ...].")
+        return [Source(1.0, None, "builtin")]
+    return [_source(entry, config.format) for entry in config.paths]
+
+
+def _source(entry: Any, form: str) -> Source:
+    weight, path = (1.0, entry) if isinstance(entry, str) else (entry[0], entry[1]) if len(entry) == 2 else (None, None)
+    if not isinstance(path, str) or not isinstance(weight, (int, float)):
+        raise ConfigError(f"data.paths: {entry!r} is neither a path nor a pair [weight, path].")
+    if form != "auto":
+        return Source(float(weight), _prefix(path) if form == "megatron" else path, form)
+    if path.endswith((".bin", ".idx")) or idx_path(path).exists():
+        return Source(float(weight), _prefix(path), "megatron")
+    return Source(float(weight), path, "jsonl" if path.endswith((".jsonl", ".ndjson")) else "text")
+
+
+def _prefix(path: str) -> str:
+    return path[:-4] if path.endswith((".bin", ".idx")) else path
+
+
+class Preparation:
+    """What must exist before the corpora can be opened, and where it lies in the cache."""
+
+    def __init__(self, config: DataConfig, sources: list[Source], notice: Callable[[str], None]) -> None:
+        self.config, self.sources, self.notice = config, sources, notice
+        self.cache = Path(config.cache_dir)
+        self._files = {source: self._find(source) for source in sources if source.kind != "megatron"}
+        self.tokenizer_file = self._tokenizer_file()
+
+    def _find(self, source: Source) -> list[Path]:
+        return builtin_files() if source.path is None else find_files([source.path])
+
+    def _tokenizer_file(self) -> Path | None:
+        choice = self.config.tokenizer
+        if choice == "none":
+            if self._files:
+                raise ConfigError("data.tokenizer=none works only with indexed corpora; text needs a tokenizer.json.")
+            return None
+        if choice != "train":
+            return Path(choice)
+        if not self._files:
+            raise DataError(
+                "data.tokenizer=train needs text, but data.paths names indexed corpora only; write data.tokenizer="
+                "PATH/tokenizer.json, or data.tokenizer=none with model.vocab_size."
+            )
+        key = _digest("tokenizer", self.config.tokenizer_vocab, *map(self._fingerprint, self._files))
+        return self.cache / f"tokenizer-{key}.json"
+
+    def prefixes(self) -> list[str]:
+        """Return the index prefix of every source, made or given."""
+        return [source.path or "" if source.kind == "megatron" else str(self._cached(source)) for source in self.sources]
+
+    def _cached(self, source: Source) -> Path:
+        key = _digest("index", str(self.tokenizer_file), self.config.append_eod, self._fingerprint(source))
+        return self.cache / f"{source.kind}-{key}"
+
+    def _fingerprint(self, source: Source) -> str:
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._files[source]]
+        return _digest(source.kind, self.config.jsonl_key, *stats)
+
+    def run(self) -> None:
+        """Train the tokenizer and index what is not in the cache yet."""
+        if self.tokenizer_file is not None and self.config.tokenizer == "train" and not self.tokenizer_file.exists():
+            self.notice(f"training a byte-level BPE of {self.config.tokenizer_vocab} tokens")
+            texts = (text for source in self._files for text in self._texts(source, Skipped()))
+            Tokenizer.train(texts, self.config.tokenizer_vocab).save(self.tokenizer_file)
+        for source in self._files:
+            prefix = self._cached(source)
+            if not meta_path(prefix).exists():  # written last: the pair before it is whole
+                self._index(source, prefix)
+
+    def _texts(self, source: Source, skipped: Skipped) -> Any:
+        return documents(self._files[source], source.kind, self.config.jsonl_key, skipped)
+
+    def _index(self, source: Source, prefix: Path) -> None:
+        assert self.tokenizer_file is not None
+        skipped = Skipped()
+        self.notice(f"indexing {source.path or 'the built-in corpus'} into {prefix}")
+        meta = index_documents(
+            self._texts(source, skipped), self.tokenizer_file, prefix,
+            append_eod=self.config.append_eod, workers=self.config.workers, show=True,
+        )  # fmt: skip
+        left_out = f"; left out: {skipped.describe()}" if skipped.describe() else ""
+        empty = f", {meta.empty_documents} empty ones left out" if meta.empty_documents else ""
+        self.notice(f"indexed {meta.documents:,} documents, {meta.tokens:,} tokens{empty}{left_out}")
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=8).hexdigest()

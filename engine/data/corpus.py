@@ -1,0 +1,89 @@
+"""Documents from files: plain text (one document a file), JSON lines, and the text every Python carries with it."""
+
+from __future__ import annotations
+
+import glob
+import json
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import DataError
+
+
+@dataclass
+class Skipped:
+    """Lines and files that could not be read as text, counted while a corpus is read."""
+
+    bad_json: int = 0
+    bad_utf8: int = 0
+
+    def describe(self) -> str:
+        notes = [f"{self.bad_json} lines of bad JSON" if self.bad_json else "",
+                 f"{self.bad_utf8} texts with bad UTF-8" if self.bad_utf8 else ""]  # fmt: skip
+        return ", ".join(note for note in notes if note)
+
+
+def builtin_files() -> list[Path]:
+    """Return the standard library's modules in a fixed order, without its tests and installed packages."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo"}
+    files = [path for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts)]
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def find_files(patterns: Sequence[str]) -> list[Path]:
+    """Return the files that paths and globs name, in order; raise DataError for a pattern that finds nothing."""
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+        if not matches:
+            raise DataError(f"data.paths: no file is called '{pattern}'.")
+        found.extend(Path(match) for match in matches)
+    return found
+
+
+def documents(files: Sequence[Path], kind: str, jsonl_key: str, skipped: Skipped) -> Iterator[str]:
+    """Yield the documents of `files`; `kind` is text, jsonl or builtin (text plus Python's reference topics)."""
+    for path in files:
+        if kind == "jsonl" or (kind == "auto" and path.suffix in (".jsonl", ".ndjson", ".json")):
+            yield from _json_lines(path, jsonl_key, skipped)
+        else:
+            text = _decode(path.read_bytes(), skipped)
+            if text is not None:
+                yield text
+    if kind == "builtin":
+        from pydoc_data.topics import topics
+
+        yield from (topics[name] for name in sorted(topics))
+
+
+def _json_lines(path: Path, key: str, skipped: Skipped) -> Iterator[str]:
+    missing = 0
+    read = 0
+    with path.open("rb") as file:
+        for line in file:
+            text = _decode(line, skipped)
+            if text is None or not text.strip():
+                continue
+            try:
+                record = json.loads(text)
+            except json.JSONDecodeError:
+                skipped.bad_json += 1
+                continue
+            read += 1
+            if isinstance(record, dict) and isinstance(record.get(key), str):
+                yield record[key]
+            else:
+                missing += 1
+    if read and missing == read:
+        raise DataError(f"{path}: no line has a text field '{key}'; set data.jsonl_key to the field that holds the text.")
+
+
+def _decode(raw: bytes, skipped: Skipped) -> str | None:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        skipped.bad_utf8 += 1
+        return None

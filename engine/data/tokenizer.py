@@ -1,0 +1,78 @@
+"""Any Hugging Face tokenizer.json, or a byte-level BPE trained on the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from engine.errors import DataError
+
+EOD = "<|endoftext|>"
+EOD_NAMES = (EOD, "</s>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "[SEP]")
+
+
+class Tokenizer:
+    """Encodes text to token ids and back. `eod` is the end-of-document token's id; `sha256` names the vocabulary."""
+
+    def __init__(self, backend: Backend, source: str) -> None:
+        self._backend = backend
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        found = [self._backend.token_to_id(name) for name in EOD_NAMES]
+        ids = [token for token in found if token is not None]
+        if not ids:
+            raise DataError(
+                f"{source} has none of the end-of-document tokens {', '.join(EOD_NAMES)}; add one as a special token."
+            )
+        self.eod = ids[0]
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.sha256 = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a tokenizer.json; raise DataError when it is missing or garbled."""
+        if not Path(path).is_file():
+            raise DataError(f"tokenizer {path} is missing; name a tokenizer.json, or write data.tokenizer=train.")
+        try:
+            return cls(Backend.from_file(str(path)), str(path))
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"tokenizer {path} cannot be read: {_one_line(error)}") from None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Train a byte-level BPE; the same texts give the same tokenizer."""
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[EOD],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend, "the trained tokenizer")
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        self._backend.save(str(aside))
+        os.replace(aside, path)
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._backend.decode(tokens, skip_special_tokens=False)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

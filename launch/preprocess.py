@@ -1,0 +1,55 @@
+"""Index text ahead of a run: python launch/preprocess.py --output PREFIX [options] FILE...
+
+The result, PREFIX.bin and PREFIX.idx, is Megatron's indexed format; train on it with data=megatron.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.data.corpus import Skipped, documents, find_files
+from engine.data.preprocess import index_documents
+from engine.data.tokenizer import Tokenizer
+from engine.errors import EngineError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="text files, .jsonl files, or globs")
+    parser.add_argument("--output", required=True, metavar="PREFIX", help="write PREFIX.bin, .idx and .meta.json")
+    parser.add_argument("--tokenizer", default="train", help="a tokenizer.json, or 'train' (default) for a new BPE")
+    parser.add_argument("--vocab", type=int, default=32000, help="vocabulary of a trained tokenizer (32000)")
+    parser.add_argument("--jsonl-key", default="text", help="field of each JSON line that holds the text (text)")
+    parser.add_argument("--no-eod", action="store_true", help="do not append the end-of-document token")
+    parser.add_argument("--workers", type=int, default=0, help="processes (0: one per core)")
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except EngineError as error:
+        print(f"trimaran: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    files, skipped = find_files(options.files), Skipped()
+
+    tokenizer_file = Path(options.tokenizer)
+    if options.tokenizer == "train":
+        tokenizer_file = Path(f"{options.output}.tokenizer.json")
+        Tokenizer.train(documents(files, "auto", options.jsonl_key, Skipped()), options.vocab).save(tokenizer_file)
+    meta = index_documents(
+        documents(files, "auto", options.jsonl_key, skipped), tokenizer_file, Path(options.output),
+        append_eod=not options.no_eod, workers=options.workers, show=True,
+    )  # fmt: skip
+    left_out = f" (left out: {skipped.describe()})" if skipped.describe() else ""
+    print(f"{options.output}: {meta.documents:,} documents, {meta.tokens:,} tokens, "
+          f"{meta.empty_documents} empty ones skipped{left_out}; tokenizer {tokenizer_file}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
