@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +32,7 @@ from launch.helptext import template
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Task = Callable[[Config, list[str]], int]
+_MISTAKES = (EngineError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 
 
 def run_with_config(task: Task, argv: list[str]) -> int:
@@ -46,9 +48,7 @@ def run_with_config(task: Task, argv: list[str]) -> int:
         _check_keys(overrides, _groups(flags))
         _register()
         _run_hydra(task, argv, [override for override in overrides if override.is_sweep_override()])
-    except EngineError as error:
-        return _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
+    except _MISTAKES as error:
         return _fail(_one_line(error))
     return 0
 
@@ -74,17 +74,18 @@ def _run_hydra(task: Task, argv: list[str], swept: list[Override]) -> None:
 
     def job(settings: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        overrides = list(hydra_config.overrides.task)
+        overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        assert isinstance(overrides, list)
         if hydra_config.mode == RunMode.MULTIRUN:
             name = _sweep_name(settings.run.name, swept, overrides)
             settings.run.name = name
             overrides = [o for o in overrides if not o.startswith("run.name=")] + [f"run.name='{name}'"]
-        config = OmegaConf.to_object(settings)
-        assert isinstance(config, Config)
-        try:
+        try:  # Hydra would print a line of its own before passing an error on
+            config = OmegaConf.to_object(settings)
+            assert isinstance(config, Config)
             code = task(config, overrides)
-        except EngineError as error:  # not left to Hydra, which prints a line of its own first
-            code = _fail(str(error))
+        except _MISTAKES as error:
+            code = _fail(_one_line(error))
         if code:
             sys.exit(code)
 
@@ -151,22 +152,24 @@ def _suggest(key: str, known: set[str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """Reduce an error of Hydra or OmegaConf to one line that names the key and the value."""
+    """Reduce a mistake to one line; Hydra and OmegaConf spread theirs over an error and its cause."""
+    if isinstance(error, EngineError):
+        return str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: not YAML: {error.problem}."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group} has no option {option!r}.{did_you_mean(option, error.options)}"
     cause = error.__cause__ or error.__context__
-    if isinstance(error, ConfigKeyError | ConfigAttributeError) or isinstance(
-        cause, ConfigKeyError | ConfigAttributeError
-    ):
-        culprit = error if isinstance(error, OmegaConfBaseException) else cause
-        key = str(getattr(culprit, "full_key", "") or "")
-        if key:
+    for culprit in (error, cause):
+        if isinstance(culprit, ConfigKeyError | ConfigAttributeError) and culprit.full_key:
+            key = str(culprit.full_key)
             return f"unknown key {key} ({_first_line(error)}).{_suggest(key, set(known_keys()))}"
     lines = [_first_line(error)]
     if isinstance(cause, OmegaConfBaseException) and _first_line(cause) not in lines[0]:
         lines.append(_first_line(cause))
-    return ": ".join(lines)
+    return ": ".join(lines).removeprefix("Error merging override ")
 
 
 def _first_line(error: BaseException) -> str:

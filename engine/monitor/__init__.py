@@ -1,0 +1,1 @@
+"""One record per step, sent to every sink: console, metrics.jsonl, Weights & Biases."""

@@ -1,0 +1,161 @@
+"""What people watch: a progress bar on a terminal, one aligned line per step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from engine.monitor.metrics import Record
+
+
+def make_console(kind: str, log_interval: int, stream: TextIO | None = None) -> PlainConsole | RichConsole | None:
+    """Return the sink that monitor.console names: rich on a terminal and plain elsewhere for auto; None for off."""
+    stream = stream or sys.stdout
+    if kind == "off":
+        return None
+    if kind == "rich" or (kind == "auto" and stream.isatty()):
+        return RichConsole(log_interval, stream)
+    return PlainConsole(log_interval, stream)
+
+
+class PlainConsole:
+    """Lines that read well in a log file."""
+
+    def __init__(self, log_interval: int, stream: TextIO) -> None:
+        self.log_interval, self.stream = log_interval, stream
+        self.clock = Clock()
+
+    def begin(self, step: int, total: int) -> None:
+        self.clock.begin(step, total)
+
+    def log(self, record: Record) -> None:
+        if "loss" not in record:
+            self.event(describe(record))
+            return
+        self.clock.tick(int(record["step"]))
+        if self.clock.due(self.log_interval):
+            width = len(str(self.clock.total))
+            self.event(
+                f"step {record['step']:>{width}}/{self.clock.total}  {_step_line(record)}  eta {self.clock.eta()}"
+            )
+
+    def event(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class RichConsole:
+    """A live progress bar with the newest numbers; notices scroll by above it."""
+
+    def __init__(self, log_interval: int, stream: TextIO) -> None:
+        self.log_interval = log_interval
+        self.console = Console(file=stream, highlight=False)
+        self.clock = Clock()
+        # Redrawn when a step is done, not from a thread that competes with the ranks for cores.
+        self.progress = Progress(
+            TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), _EtaColumn(self.clock),
+            TextColumn("{task.fields[numbers]}"), console=self.console, auto_refresh=False,
+        )  # fmt: skip
+        self._task = self.progress.add_task("train", total=1, numbers="", visible=False)
+
+    def begin(self, step: int, total: int) -> None:
+        self.clock.begin(step, total)
+        self.progress.update(self._task, completed=step, total=total, visible=True)
+        self.progress.start()
+
+    def log(self, record: Record) -> None:
+        if "loss" not in record:
+            self.event(describe(record))
+            return
+        self.clock.tick(int(record["step"]))
+        self.progress.update(self._task, completed=int(record["step"]), numbers=_step_line(record))
+        self.progress.refresh()
+
+    def event(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+class _EtaColumn(ProgressColumn):
+    """The time left, by the run's own clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def render(self, task: Task) -> Text:
+        return Text(f"eta {self.clock.eta()}")
+
+
+class Clock:
+    """Steps done and to do, and the time they take. The first step of a start is slower and does not count."""
+
+    def __init__(self) -> None:
+        self.first = self.step = self.total = 0
+        self._since: float | None = None
+
+    def begin(self, step: int, total: int) -> None:
+        self.first, self.step, self.total, self._since = step, step, total, None
+
+    def tick(self, step: int) -> None:
+        self.step = step
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def due(self, interval: int) -> bool:
+        """Return whether this step's line is wanted: every `interval` steps, the first and the last one."""
+        return self.step % interval == 0 or self.step in (self.first + 1, self.total)
+
+    def eta(self) -> str:
+        """Return the time left as h:mm:ss or m:ss; -:-- while unknown."""
+        timed = self.step - self.first - 1
+        if self._since is None or timed < 1:
+            return "-:--"
+        left = round((time.monotonic() - self._since) / timed * (self.total - self.step))
+        hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
+        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _step_line(record: Record) -> str:
+    parts = [
+        f"loss {record['loss']:7.4f}",
+        f"lr {record['lr']:.2e}",
+        f"grad norm {record['grad_norm']:8.3f}",
+        f"tokens/s {record['tokens_per_s']:9,.0f}",
+        _speed(record),
+        f"memory {record['memory_gib']:.2f} GiB",
+    ]
+    if record["loss_scale"] != 1:
+        parts.append(f"loss scale {record['loss_scale']:g}")
+    if record["skipped"]:
+        parts.append("update skipped: gradients not finite")
+    return "  ".join(parts)
+
+
+def _speed(record: Record) -> str:
+    if "mfu_percent" in record:
+        return f"MFU {record['mfu_percent']:4.1f}%"
+    tflops = record["tflops_per_device"]
+    return f"{tflops:6.1f} TFLOP/s/rank" if tflops >= 1 else f"{1000 * tflops:6.1f} GFLOP/s/rank"
+
+
+def describe(record: Record) -> str:
+    """Return the line for a record that is not of a step: a validation or a checkpoint."""
+    if "valid_loss" in record:
+        return (
+            f"validation at step {record['step']}: loss {record['valid_loss']:.4f}, "
+            f"perplexity {record['valid_perplexity']:.2f}"
+        )
+    return (
+        f"checkpoint of step {record['step']} saved: {record['checkpoint_bytes'] / 1e6:,.1f} MB in "
+        f"{record['checkpoint_save_s']:.2f} s, training waited {record['checkpoint_stall_s']:.2f} s"
+    )

@@ -1,0 +1,50 @@
+"""Every metric by name: the one table that records, sinks and dashboards share.
+
+A record is a flat dict with `step` (steps made so far) and some of the keys below. metrics.jsonl uses the keys;
+dashboards get the names that users of Megatron-LM, torchtitan and nanotron already plot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Record = dict[str, float | int]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`key` in records and metrics.jsonl, `dashboard` in wandb; `meaning` includes the unit."""
+
+    key: str
+    dashboard: str
+    meaning: str
+
+
+METRICS = {
+    metric.key: metric
+    for metric in (
+        # one record per step
+        Metric("loss", "lm loss", "mean loss over the unmasked tokens of the global batch, nats per token"),
+        Metric("grad_norm", "grad-norm", "global gradient norm before clipping"),
+        Metric("lr", "learning-rate", "learning rate of the step"),
+        Metric("loss_scale", "loss-scale", "factor on the loss in fp16; 1 otherwise"),
+        Metric("skipped", "skipped", "1 when non-finite gradients made all ranks skip the update, else 0"),
+        Metric("batch_size", "batch-size", "samples in the global batch"),
+        Metric("consumed_samples", "consumed_samples", "samples trained on since the start of the run"),
+        Metric("consumed_tokens", "consumed_tokens", "tokens trained on since the start of the run"),
+        Metric("step_time_s", "iteration-time", "seconds from asking for the batch to the updated weights"),
+        Metric("data_time_s", "time_metrics/data_loading(s)", "seconds of it spent waiting for data"),
+        Metric("tokens_per_s", "tokens_per_sec", "tokens per second of all ranks"),
+        Metric("tokens_per_s_per_device", "tokens_per_sec_per_gpu", "tokens per second and rank"),
+        Metric("tflops_per_device", "throughput", "model TFLOP/s per rank (engine.monitor.flops)"),
+        Metric("mfu_percent", "mfu(%)", "model FLOP/s as a share of the device's peak, percent"),
+        Metric("memory_gib", "memory/max_active(GiB)", "most memory this rank has held, GiB"),
+        # after a validation
+        Metric("valid_loss", "lm loss validation", "mean loss over the scored validation samples, nats per token"),
+        Metric("valid_perplexity", "lm loss validation ppl", "exp(valid_loss)"),
+        # after a checkpoint has become visible; `step` is the step it holds
+        Metric("checkpoint_save_s", "ckpt/save_s", "seconds until the checkpoint was whole on disk"),
+        Metric("checkpoint_stall_s", "ckpt/stall_s", "seconds of it that training waited"),
+        Metric("checkpoint_bytes", "ckpt/bytes", "bytes written by all ranks"),
+    )
+}

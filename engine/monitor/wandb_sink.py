@@ -1,0 +1,93 @@
+"""Weights & Biases: never asks, never stops training, and a resumed run goes on under the same id."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from engine.monitor.metrics import METRICS, Record
+
+
+class WandbSink:
+    """Sends records to wandb in `mode` (auto | offline | online), keeping its files in the run folder.
+
+    Any failure of wandb is told once through `notify` and ends its use, not the training. Points are plotted over
+    `step`: wandb's own step may not go back, but a run resumed after a crash does.
+    """
+
+    def __init__(
+        self, mode: str, project: str, folder: Path, config: dict[str, Any], notify: Callable[[str], None]
+    ) -> None:
+        self.mode, self.project, self.folder, self.config, self.notify = mode, project, folder, config, notify
+        self._run: Any = None
+
+    def begin(self, step: int, total: int) -> None:
+        self._try(self._start)
+
+    def log(self, record: Record) -> None:
+        if self._run is not None:
+            named = {METRICS[key].dashboard if key in METRICS else key: value for key, value in record.items()}
+            self._try(lambda: self._run.log(named))
+
+    def event(self, text: str) -> None:
+        """Notices go to the console only."""
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._try(lambda: self._run.finish())
+        self._run = None
+
+    def _start(self) -> None:
+        import wandb  # here, not above: only those who use it wait for it
+
+        mode = choose_mode(self.mode)
+        if self.mode == "online" and mode == "offline":
+            self.notify("wandb: not logged in, so the run is recorded offline; `wandb sync` uploads it later")
+        self._run = wandb.init(
+            mode=mode, project=self.project, name=self.folder.name, id=run_id(self.folder), resume="allow",
+            dir=str(self.folder), config=self.config, settings=wandb.Settings(silent=True, console="off"),
+        )  # fmt: skip
+        self._run.define_metric("*", step_metric="step")
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._run = None
+            self.notify(f"wandb failed and is off for the rest of this run: {type(error).__name__}: {error}")
+
+
+def choose_mode(mode: str) -> Any:
+    """Return offline or online: what WANDB_MODE says for auto, and offline wherever wandb would have to ask."""
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "online")
+    return "online" if mode == "online" and is_logged_in() else "offline"
+
+
+def is_logged_in() -> bool:
+    """Return whether wandb has credentials for its server: in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def run_id(folder: Path) -> str:
+    """Return the run's wandb id, made once and kept in the run folder."""
+    path = folder / "wandb_id"
+    if path.exists() and (known := path.read_text().strip()):
+        return known
+    fresh = uuid.uuid4().hex[:8]
+    aside = path.with_name("wandb_id.tmp")
+    aside.write_text(fresh)
+    os.replace(aside, path)
+    return fresh

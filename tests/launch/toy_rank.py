@@ -1,0 +1,66 @@
+"""A rank that behaves as its argument says, to try the launcher without an engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from engine.errors import DataError
+from launch.ranks import run_rank
+
+
+def behave(what: str, folder: Path) -> int:
+    rank = int(os.environ["RANK"])
+    if what == "environment":
+        names = ("OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "WORLD_SIZE", "LOCAL_RANK")
+        (folder / f"rank{rank}").write_text(" ".join(os.environ[name] for name in names))
+        return 0
+    if what == "mistake-of-all":
+        raise DataError("corpus.jsonl is empty; write data.paths=[another].")
+    dist.init_process_group("gloo")
+    if what == "train":
+        return train(rank, folder)
+    if rank == 1:
+        if what == "mistake-of-one":
+            raise DataError("shard 1 is gone; restore it.")
+        if what == "bug":
+            raise ZeroDivisionError("a bug of ours")
+        if what == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "exit":
+            os._exit(7)
+    dist.all_reduce(torch.ones(1))  # the peer is gone: this fails too, and must not be what is shown
+    return 0
+
+
+def train(rank: int, folder: Path) -> int:
+    """Make steps until asked to stop, agree on it, save."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    (folder / f"pid{rank}").write_text(str(os.getpid()))
+    while True:
+        vote = torch.tensor(float(bool(asked)))
+        dist.all_reduce(vote)
+        if vote > 0:
+            break
+        time.sleep(0.02)
+    time.sleep(0.3)  # saving; a second signal would be noted here
+    dist.destroy_process_group()
+    (folder / f"saved{rank}").write_text(f"{len(asked)} signals")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_rank(lambda: behave(sys.argv[1], Path(sys.argv[2]))))
