@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-
 @dataclass
 class ModelConfig:
     """Traits of one transformer (`conf/model/`). Each trait names a component of `engine.models`."""

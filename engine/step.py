@@ -113,8 +113,9 @@ class Stepper:
         draw = partial(Piece.draw, seed=self.config.train.seed, dtype=self.main_dtype, device=self.device.torch_device)
         self.optimizer.set_masters(lambda piece: draw(piece))
 
-    def run(self, step: int, micro_batches: list[MicroBatch], lr: float, loss_scale: float = 1.0,
-            stop: bool = False) -> StepResult:
+    def run(
+        self, step: int, micro_batches: list[MicroBatch], lr: float, loss_scale: float = 1.0, stop: bool = False
+    ) -> StepResult:
         """Train on one global batch, of which `micro_batches` are this replica's part; `stop` is my vote to end."""
         batches = [micro.to(self.device.torch_device) for micro in micro_batches]
         self._step, self._loss_factor = step, self._token_share(batches)

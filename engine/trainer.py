@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,19 +18,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from engine import ops
 from engine.checkpoint import state
 from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint
 from engine.checkpoint.writer import CheckpointWriter
 from engine.config import Config
 from engine.data.build import build_data
-from engine.data.loader import Loader, ValidationLoader
+from engine.data.loader import Loader, validation_batches
 from engine.device import Device, local_rank, set_threads
 from engine.errors import CheckpointError
 from engine.mesh import Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
 from engine.monitor.monitor import Monitor
+from engine.ops import backend
 from engine.optim.scaler import LossScaler
 from engine.optim.schedules import learning_rate, plan
 from engine.parallel.collectives import MIN, all_reduce
@@ -88,14 +89,13 @@ class Trainer:
         self.is_writer = self.mesh.world.is_first
         self.folder = Path(config.run.root) / config.run.name
         self.folder.mkdir(parents=True, exist_ok=True)
-        ops.backend.select(config.ops.backend)
+        backend.select(config.ops.backend)
         self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
         self.data = build_data(
-            config.data, config.train.seed, config.model.vocab_size, is_writer=self.is_writer, barrier=dist.barrier
-        )
-        vocab = config.model.vocab_size or _round_up(self.data.vocab_size, config.model.vocab_multiple)
-        self.vocab = vocab
-        self.stepper = Stepper(config, vocab, self.mesh, device)
+            config.data, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
+            is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
+        )  # fmt: skip
+        self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
         precision = config.precision
         is_fp16 = precision.dtype == "fp16"
         self.scaler = LossScaler(
@@ -106,7 +106,7 @@ class Trainer:
             store=dist.distributed_c10d._get_default_store(), keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every, asynchronous=config.checkpoint.asynchronous,
         )  # fmt: skip
-        self.flops = Flops(config.model, vocab, config.data.seq_len, config.monitor.peak_tflops, device)
+        self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.step, self.consumed = 0, 0
         self.last_saved = -1
 
@@ -119,6 +119,8 @@ class Trainer:
             self.stepper.initialise()
         else:
             self._restore(checkpoint)
+        if self.is_writer and self.data.tokenizer_file is not None:
+            shutil.copyfile(self.data.tokenizer_file, self.folder / "tokenizer.json")
         self._introduce(checkpoint)
 
     def _find_checkpoint(self) -> Checkpoint | None:
@@ -163,8 +165,8 @@ class Trainer:
         return checkpoint.path.parent.resolve() == (self.folder / "checkpoints").resolve()
 
     def _introduce(self, checkpoint: Checkpoint | None) -> None:
-        config, parameters = self.config, count_parameters(self.config.model, self.vocab)
-        active = ", ".join(f"{op}={backend}" for op, backend in ops.backend.active().items())
+        config, parameters = self.config, count_parameters(self.config.model, self.data.vocab)
+        active = ", ".join(f"{op}={where}" for op, where in backend.active().items())
         self.monitor.event(f"run folder {self.folder}")
         self.monitor.event(f"layout {self.mesh.describe()}, {config.parallel.schedule}, {self.device.describe()}")
         self.monitor.event(f"model {config.model.name}: {parameters:,} parameters, {config.precision.dtype}")
@@ -239,29 +241,28 @@ class Trainer:
     def _loader(self) -> Loader:
         config = self.config
         return Loader(
-            self.data.train, seq_len=config.data.seq_len, micro_batch=config.train.micro_batch,
-            dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size, prefetch=config.data.prefetch,
-            plans=plan(self.consumed, config.train.steps - self.step, config.train),
+            self.data.train, self.data.collate, plan(self.consumed, config.train.steps - self.step, config.train),
+            micro_batch=config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
+            prefetch=config.data.prefetch,
         )  # fmt: skip
 
     def _evaluate(self) -> None:
+        """Score the first samples of the validation part; the same samples on every layout."""
         if self.data.valid is None:
             return
-        config = self.config
-        batches = ValidationLoader(
-            self.data.valid, samples=config.train.eval_samples, seq_len=config.data.seq_len,
-            micro_batch=config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
-        ).batches()  # fmt: skip
-        loss = self.stepper.evaluate(batches).item()
-        self.monitor.log_validation(self.step, loss)
+        batches = validation_batches(
+            self.data.valid, self.data.collate, self.config.train.eval_samples,
+            micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
+        )  # fmt: skip
+        self.monitor.log_validation(self.step, self.stepper.evaluate(batches).item())
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         meta = {
             "config": dataclasses.asdict(self.config),
-            "vocab_size": self.vocab,
-            "tokenizer": self.data.tokenizer_file,
+            "vocab_size": self.data.vocab,
+            "tokenizer": "tokenizer.json" if self.data.tokenizer_file else None,
             "consumed_samples": self.consumed,
             "optimizer_steps": self.stepper.optimizer.step_count.item(),
             "loss_scaler": self.scaler.state(),
@@ -270,8 +271,19 @@ class Trainer:
         self.last_saved = self.step
 
     def _report_saves(self) -> None:
-        for saved in self.writer.poll():
-            self.monitor.saved(saved)
+        for save in self.writer.poll():
+            if not save.ok:
+                self.monitor.event(f"step {save.step} was NOT saved, training goes on: {save.error}")
+                continue
+            self.monitor.event(f"saved step {save.step} in {save.path}")
+            self.monitor.log(
+                save.step,
+                {
+                    "checkpoint_save_s": save.seconds,
+                    "checkpoint_stall_s": save.stall_s,
+                    "checkpoint_bytes": save.bytes,
+                },
+            )
 
     def _all_agree(self, mine: bool) -> bool:
         vote = torch.tensor(int(mine), device=self.device.torch_device)
@@ -281,10 +293,6 @@ class Trainer:
     def close(self) -> None:
         self.writer.close()
         self.monitor.close()
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def _check_same_model(checkpoint: Checkpoint, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,15 @@ from tests import oracle
 
 VOCAB = 61  # tp does not divide it
 
-LLAMA: dict[str, Any] = dict(layers=4, hidden=16, heads=4, kv_heads=2, ffn=24, tied_embeddings=False, init_std=0.2)
-GPT: dict[str, Any] = dict(
-    layers=4, hidden=16, heads=4, ffn=24, norm="layernorm", positions="learned", activation="gelu_tanh",
-    attention_bias=True, attention_out_bias=True, mlp_bias=True, tied_embeddings=True, init_std=0.2,
-    hidden_dropout=0.1, attention_dropout=0.1, embedding_dropout=0.1, max_positions=32,
-)  # fmt: skip
+LLAMA: dict[str, Any] = {
+    "layers": 4, "hidden": 16, "heads": 4, "kv_heads": 2, "ffn": 24, "tied_embeddings": False, "init_std": 0.2,
+}  # fmt: skip
+GPT: dict[str, Any] = {
+    "layers": 4, "hidden": 16, "heads": 4, "kv_heads": 4, "ffn": 24, "norm": "layernorm", "positions": "learned",
+    "activation": "gelu_tanh", "attention_bias": True, "attention_out_bias": True, "mlp_bias": True,
+    "tied_embeddings": True, "init_std": 0.2, "hidden_dropout": 0.1, "attention_dropout": 0.1,
+    "embedding_dropout": 0.1, "max_positions": 32,
+}  # fmt: skip
 
 
 def make_config(**groups: dict[str, Any]) -> Config:
@@ -49,7 +53,7 @@ def make_batch(config: Config, step: int, *, masked: bool = False) -> dict[str, 
     window = torch.from_numpy(rng.integers(0, VOCAB, shape))
     mask = torch.ones(shape[0], shape[1] - 1)
     if masked:  # replicas and micro-batches with very different numbers of tokens
-        mask = torch.from_numpy((rng.random(mask.shape) < rng.random((shape[0], 1)))).float()
+        mask = torch.from_numpy(rng.random(mask.shape) < rng.random((shape[0], 1))).float()
     batch = {"tokens_bs": window[:, :-1], "labels_bs": window[:, 1:], "mask_bs": mask}
     if config.data.document_mask:
         documents = torch.from_numpy(np.cumsum(rng.random(mask.shape) < 0.2, axis=1))
@@ -96,8 +100,12 @@ def train_layout(rank: int, world: int, config: Config, steps: int, masked: bool
     for step in range(steps):
         batch = make_batch(config, step, masked=masked)
         micros = micro_batches(config, batch, stepper.mesh.dp.rank, stepper.mesh.dp.size)
-        result = stepper.run(step, micros, config.optim.lr, loss_scale=config.precision.loss_scale
-                             if config.precision.dtype == "fp16" else 1.0)
+        result = stepper.run(
+            step,
+            micros,
+            config.optim.lr,
+            loss_scale=config.precision.loss_scale if config.precision.dtype == "fp16" else 1.0,
+        )
         losses.append(result.loss.item())
         norms.append(result.grad_norm.item())
     return {"losses": losses, "norms": norms, "pieces": local_pieces(stepper)}
@@ -114,8 +122,6 @@ def local_pieces(stepper: Stepper) -> list[tuple[Piece, np.ndarray]]:
 
 def _plain(piece: Piece) -> Piece:
     """A piece without its process group, which cannot travel between processes."""
-    from dataclasses import replace
-
     return replace(piece, reduce=None)
 
 

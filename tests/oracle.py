@@ -24,8 +24,13 @@ class PlainModel:
         self.config, self.seed = config, seed
         self.weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
 
-    def logits(self, tokens_bs: Tensor, step: int | None = None, documents_bs: Tensor | None = None,
-               positions_bs: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        tokens_bs: Tensor,
+        step: int | None = None,
+        documents_bs: Tensor | None = None,
+        positions_bs: Tensor | None = None,
+    ) -> Tensor:
         """Return [b, s, v]; `step` switches dropout on and addresses it."""
         c, w = self.config, self.weights
         b, s = tokens_bs.shape
@@ -47,8 +52,9 @@ class PlainModel:
         head = w["embedding.weight"] if c.tied_embeddings else w["head.weight"]
         return self._norm(x, "final_norm") @ head.t()
 
-    def loss(self, tokens_bs: Tensor, labels_bs: Tensor, mask_bs: Tensor, step: int | None = None,
-             **kwargs: Tensor) -> Tensor:
+    def loss(
+        self, tokens_bs: Tensor, labels_bs: Tensor, mask_bs: Tensor, step: int | None = None, **kwargs: Tensor
+    ) -> Tensor:
         logits = self.logits(tokens_bs, step, **kwargs)
         losses = F.cross_entropy(logits.flatten(0, 1), labels_bs.flatten(), reduction="none")
         return (losses * mask_bs.flatten()).sum() / mask_bs.sum()
@@ -78,8 +84,9 @@ class PlainModel:
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
-    def _attention(self, x: Tensor, layer: int, step: int | None, rows_bs: Tensor, positions_bs: Tensor,
-                   mask_bss: Tensor) -> Tensor:
+    def _attention(
+        self, x: Tensor, layer: int, step: int | None, rows_bs: Tensor, positions_bs: Tensor, mask_bss: Tensor
+    ) -> Tensor:
         c, name = self.config, f"layers.{layer}.attention"
         b, s, _ = x.shape
         kv, dim = c.kv_heads or c.heads, c.head_dim or c.hidden // c.heads
@@ -104,8 +111,16 @@ class PlainModel:
         return self._linear(up, f"{prefix}.mlp.down")
 
 
-def train(model: PlainModel, batches: list[dict[str, Tensor]], *, lr: list[float], betas: tuple[float, float],
-          eps: float, weight_decay: float, clip: float) -> tuple[list[float], list[float]]:
+def train(
+    model: PlainModel,
+    batches: list[dict[str, Tensor]],
+    *,
+    lr: list[float],
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    clip: float,
+) -> tuple[list[float], list[float]]:
     """Run one AdamW step per batch; return losses and gradient norms before clipping. Vectors do not decay."""
     matrices = [w for w in model.weights.values() if w.ndim > 1]
     vectors = [w for w in model.weights.values() if w.ndim == 1]

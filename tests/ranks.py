@@ -23,7 +23,9 @@ _context = mp.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "torch.distributed", "numpy", "engine.errors"])
 
 
-def _rank_main(body: Callable[..., Any], rank: int, world: int, folder: str, timeout: float, queue: Any, args: Any) -> None:
+def _rank_main(
+    body: Callable[..., Any], rank: int, world: int, folder: str, timeout: float, queue: Any, args: Any
+) -> None:
     import torch
     import torch.distributed as dist
 

@@ -45,8 +45,16 @@ class Source:
     kind: str  # builtin | text | jsonl | megatron
 
 
-def build_data(config: DataConfig, seed: int, vocab: int | None, vocab_multiple: int, *, is_writer: bool,
-               barrier: Callable[[], None], notice: Callable[[str], None] = lambda text: None) -> DataBundle:
+def build_data(
+    config: DataConfig,
+    seed: int,
+    vocab: int | None,
+    vocab_multiple: int,
+    *,
+    is_writer: bool,
+    barrier: Callable[[], None],
+    notice: Callable[[str], None] = lambda text: None,
+) -> DataBundle:
     """Prepare and open the data. The writing rank prepares; `barrier` makes the others wait for it.
 
     A second call with the same sources finds everything in `cache_dir` and does no work that grows with the corpus.
@@ -78,12 +86,22 @@ def build_data(config: DataConfig, seed: int, vocab: int | None, vocab_multiple:
 
 def _rounded_vocab(tokenizer: Tokenizer | None, multiple: int) -> int:
     if tokenizer is None:
-        raise ConfigError("data.tokenizer=none leaves the vocabulary unknown: set model.vocab_size, or a tokenizer.json.")
+        raise ConfigError(
+            "data.tokenizer=none leaves the vocabulary unknown: set model.vocab_size, or a tokenizer.json."
+        )
     return -(-tokenizer.vocab_size // multiple) * multiple
 
 
-def _samples(datasets: list[IndexedDataset], weights: list[float], name: str, config: DataConfig, seed: int,
-             vocab: int, *, shuffle: bool) -> Samples | None:
+def _samples(
+    datasets: list[IndexedDataset],
+    weights: list[float],
+    name: str,
+    config: DataConfig,
+    seed: int,
+    vocab: int,
+    *,
+    shuffle: bool,
+) -> Samples | None:
     splits = [make_split(dataset, name, config.split, config.seq_len) for dataset in datasets]
     present = [split for split in splits if split is not None]
     return Samples(present, weights, seed, vocab, shuffle=shuffle) if present else None
@@ -145,7 +163,9 @@ class Preparation:
 
     def prefixes(self) -> list[str]:
         """Return the index prefix of every source, made or given."""
-        return [source.path or "" if source.kind == "megatron" else str(self._cached(source)) for source in self.sources]
+        return [
+            source.path or "" if source.kind == "megatron" else str(self._cached(source)) for source in self.sources
+        ]
 
     def _cached(self, source: Source) -> Path:
         key = _digest("index", str(self.tokenizer_file), self.config.append_eod, self._fingerprint(source))

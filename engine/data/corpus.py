@@ -78,7 +78,9 @@ def _json_lines(path: Path, key: str, skipped: Skipped) -> Iterator[str]:
             else:
                 missing += 1
     if read and missing == read:
-        raise DataError(f"{path}: no line has a text field '{key}'; set data.jsonl_key to the field that holds the text.")
+        raise DataError(
+            f"{path}: no line has a text field '{key}'; set data.jsonl_key to the field that holds the text."
+        )
 
 
 def _decode(raw: bytes, skipped: Skipped) -> str | None:

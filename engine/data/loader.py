@@ -56,8 +56,9 @@ def _positions(sample: Sample, length: int) -> np.ndarray:
     return np.arange(length) - np.maximum.accumulate(starts)[:length]
 
 
-def replica_batch(samples: Samples, collate: Collator, consumed: int, batch: int, *, micro_batch: int, dp_rank: int,
-                  dp: int) -> list[MicroBatch]:
+def replica_batch(
+    samples: Samples, collate: Collator, consumed: int, batch: int, *, micro_batch: int, dp_rank: int, dp: int
+) -> list[MicroBatch]:
     """Return this replica's micro-batches of the global batch that starts at sample `consumed`."""
     micros = []
     for first in range(dp_rank * micro_batch, batch, dp * micro_batch):
@@ -66,7 +67,9 @@ def replica_batch(samples: Samples, collate: Collator, consumed: int, batch: int
     return micros
 
 
-def validation_batches(samples: Samples, collate: Collator, count: int, *, micro_batch: int, dp_rank: int, dp: int) -> list[MicroBatch]:
+def validation_batches(
+    samples: Samples, collate: Collator, count: int, *, micro_batch: int, dp_rank: int, dp: int
+) -> list[MicroBatch]:
     """Return this replica's part of the first `count` samples; fill-ups of the last round do not count in the loss."""
     count = min(count, samples.per_epoch)
     round_size = dp * micro_batch
@@ -81,8 +84,17 @@ def validation_batches(samples: Samples, collate: Collator, count: int, *, micro
 class Loader:
     """Iterates over the global batches of `plans`, (consumed, batch) pairs, `prefetch` of them ahead."""
 
-    def __init__(self, samples: Samples, collate: Collator, plans: Iterable[tuple[int, int]], *, micro_batch: int,
-                 dp_rank: int, dp: int, prefetch: int) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        collate: Collator,
+        plans: Iterable[tuple[int, int]],
+        *,
+        micro_batch: int,
+        dp_rank: int,
+        dp: int,
+        prefetch: int,
+    ) -> None:
         self._prepare = lambda plan: replica_batch(
             samples, collate, *plan, micro_batch=micro_batch, dp_rank=dp_rank, dp=dp
         )

@@ -59,8 +59,16 @@ def open_index(prefix: str | Path, tokenizer: Tokenizer | None) -> IndexedDatase
     return dataset
 
 
-def index_documents(texts: Iterable[str], tokenizer_file: Path, prefix: Path, *, append_eod: bool, workers: int,
-                    total: int | None = None, show: bool = False) -> IndexMeta:
+def index_documents(
+    texts: Iterable[str],
+    tokenizer_file: Path,
+    prefix: Path,
+    *,
+    append_eod: bool,
+    workers: int,
+    total: int | None = None,
+    show: bool = False,
+) -> IndexMeta:
     """Tokenise `texts` in order into `prefix`.bin/.idx with a sidecar; `show` draws a progress bar.
 
     Empty texts are left out and counted. Raises DataError when nothing is left.

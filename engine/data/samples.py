@@ -25,7 +25,9 @@ class Sample:
 class Samples:
     """Sample k of a blend of splits; epochs of each split are shuffled anew (in order when `shuffle` is off)."""
 
-    def __init__(self, splits: Sequence[Split], weights: Sequence[float], seed: int, vocab: int, *, shuffle: bool = True) -> None:
+    def __init__(
+        self, splits: Sequence[Split], weights: Sequence[float], seed: int, vocab: int, *, shuffle: bool = True
+    ) -> None:
         self.splits, self.seed, self.vocab, self.shuffle = list(splits), seed, vocab, shuffle
         self.blend = Blend(weights)
         self._orders: dict[tuple[int, int], Permutation] = {}

@@ -68,6 +68,6 @@ def make_split(dataset: IndexedDataset, name: str, split: str, seq_len: int) -> 
     if part.samples == 0:
         raise DataError(
             f"the {name} part of {dataset.prefix} has {part.stop - part.start} tokens in {last - first} documents, "
-            f"less than one sample of data.seq_len={seq_len} + 1; add text, change data.split={split}, or lower seq_len."
+            f"less than one sample of data.seq_len={seq_len} + 1; add text, change data.split={split}, or lower it."
         )
     return part

@@ -45,8 +45,9 @@ class Heads:
 class Attention(nn.Module):
     """[b, s, h] -> [b, s, h] (sequence shards under SP)."""
 
-    def __init__(self, name: str, layer: int, config: ModelConfig, tp: TensorParallel, kv_axis: Axis,
-                 recompute: bool) -> None:
+    def __init__(
+        self, name: str, layer: int, config: ModelConfig, tp: TensorParallel, kv_axis: Axis, recompute: bool
+    ) -> None:
         super().__init__()
         self.layer, self.recompute = layer, recompute
         self.dropout, self.heads_total = config.attention_dropout, config.heads

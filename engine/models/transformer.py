@@ -28,8 +28,17 @@ class Chunk(nn.Module):
     this chunk, or a second copy of it when another rank embeds (`embedding_axis` of size 2 joins the two).
     """
 
-    def __init__(self, config: ModelConfig, vocab: int, layers: tuple[int, int], tp: TensorParallel, *, kv_axis: Axis,
-                 embedding_axis: Axis, recompute: str = "none") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab: int,
+        layers: tuple[int, int],
+        tp: TensorParallel,
+        *,
+        kv_axis: Axis,
+        embedding_axis: Axis,
+        recompute: str = "none",
+    ) -> None:
         super().__init__()
         self.config, self.tp = config, tp
         self.is_first, self.is_last = layers[0] == 0, layers[1] == config.layers
@@ -81,7 +90,7 @@ def _share(weight: nn.Parameter, axis: Axis) -> None:
 
 def make_pass(micro: MicroBatch, key: Callable[[int, str], int] | None) -> Pass:
     """Derive what a forward pass needs from a micro-batch on the device."""
-    b, s = micro.tokens_bs.shape
+    s = micro.tokens_bs.shape[1]
     device = micro.tokens_bs.device
     places_s = torch.arange(s, device=device)
     tokens_bs = micro.slots_b[:, None] * s + places_s

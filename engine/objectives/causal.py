@@ -15,7 +15,9 @@ class Causal:
     eod: int | None
     eod_loss: bool = True
 
-    def __call__(self, window: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]:
+    def __call__(
+        self, window: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]:
         """Map a window [s + 1] to inputs [s], labels [s] and loss mask [s] (None when every label counts)."""
         tokens, labels = window[:-1], window[1:]
         if self.eod_loss or self.eod is None:

@@ -116,8 +116,9 @@ def box_index(global_shape: Sequence[int], offsets: Sequence[int], shape: Sequen
     return index
 
 
-def fill_normal_(out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], std: float,
-                 mean: float = 0.0) -> Tensor:
+def fill_normal_(
+    out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], std: float, mean: float = 0.0
+) -> Tensor:
     """Fill `out`, the box at `offsets` of a tensor of `global_shape`, with its part of that tensor's normals."""
     if backend.fused(out) and out.is_contiguous():
         return torch.ops.trimaran.fill_normal_(out, _signed(key), list(global_shape), list(offsets), std, mean)
@@ -145,7 +146,9 @@ class _Dropout(torch.autograd.Function):
 def _mask(x: Tensor, p: float, key: int, rows: Tensor, width: int, column: int) -> Tensor:
     threshold, scale = int(p * 2**32), 1.0 / (1.0 - p)
     if backend.fused(x):
-        return torch.ops.trimaran.dropout(x.contiguous(), _signed(key), rows.contiguous(), width, column, threshold, scale)
+        return torch.ops.trimaran.dropout(
+            x.contiguous(), _signed(key), rows.contiguous(), width, column, threshold, scale
+        )
     index = rows[..., None] * width + (torch.arange(x.shape[-1], device=x.device) + column)
     return torch.where(random_bits(key, index) >= threshold, x * scale, 0.0)
 

@@ -89,8 +89,11 @@ class Bucket:
 
     def reduce(self) -> None:
         """Sum partial gradients over their own axes, then start the reduce-scatter over dp."""
-        partial = [all_reduce(self.grads[run.start : run.stop], run.reduce, asynchronous=True)
-                   for run in self.runs if run.reduce is not None]
+        partial = [
+            all_reduce(self.grads[run.start : run.stop], run.reduce, asynchronous=True)
+            for run in self.runs
+            if run.reduce is not None
+        ]
         for handle in partial:
             handle.wait()
         self.handle = reduce_scatter(self.grad_shard(), self.grads, self.dp)
@@ -105,8 +108,17 @@ class Buckets:
     decay applies to a piece.
     """
 
-    def __init__(self, weights: Iterable[nn.Parameter], uses: dict[nn.Parameter, int], *, dp: Axis, bucket_bytes: int,
-                 main_dtype: torch.dtype, overlap: bool, decays: Callable[[Piece], bool]) -> None:
+    def __init__(
+        self,
+        weights: Iterable[nn.Parameter],
+        uses: dict[nn.Parameter, int],
+        *,
+        dp: Axis,
+        bucket_bytes: int,
+        main_dtype: torch.dtype,
+        overlap: bool,
+        decays: Callable[[Piece], bool],
+    ) -> None:
         self.dp, self.overlap, self.uses = dp, overlap, uses
         ordered = list(reversed(list(weights)))
         late = [weight for weight in ordered if _is_late(weight)]
@@ -196,9 +208,7 @@ def _fill(weights: list[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
     return groups
 
 
-def _place(
-    group: list[nn.Parameter], dp: int, decays: Callable[[Piece], bool]
-) -> tuple[list[Placed], int]:
+def _place(group: list[nn.Parameter], dp: int, decays: Callable[[Piece], bool]) -> tuple[list[Placed], int]:
     """Order a bucket's weights so that equal treatment is adjacent; return the placed pieces and padded length."""
 
     def treatment(piece: Piece) -> tuple[bool, bool, str]:

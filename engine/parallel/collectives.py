@@ -80,7 +80,7 @@ def all_gather(output: Tensor, tensor: Tensor, axis: Axis) -> Handle:
         return Handle([dist.all_gather_single(output, mine, group=axis.group, async_op=True)])
     chunks = output.chunk(axis.size)
     peers = [peer for peer in range(axis.size) if peer != axis.rank]
-    return Handle(_exchange(axis, {peer: mine for peer in peers}, {peer: chunks[peer] for peer in peers}))
+    return Handle(_exchange(axis, dict.fromkeys(peers, mine), {peer: chunks[peer] for peer in peers}))
 
 
 def _pairwise(axis: Axis) -> bool:

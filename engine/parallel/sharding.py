@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from engine.mesh import Axis
 from engine.ops.philox import fill_normal_, make_key
 
-
 MATRIX, EMBEDDING, VECTOR = "matrix", "embedding", "vector"
 
 

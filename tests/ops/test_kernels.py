@@ -70,9 +70,7 @@ def _run(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], dtype: tor
 
 
 def _errors(values: list[Tensor], truth: list[Tensor]) -> list[float]:
-    return [
-        (v.double() - t).abs().max().item() if t.numel() else 0.0 for v, t in zip(values, truth, strict=True)
-    ]
+    return [(v.double() - t).abs().max().item() if t.numel() else 0.0 for v, t in zip(values, truth, strict=True)]
 
 
 @given(rows=st.sampled_from([0, 1, 2, 5, 65, 130]), width=SIZES, scale=st.sampled_from([1e-4, 1.0, 1e4]))
@@ -101,10 +99,14 @@ def test_swiglu(rows: int, width: int, scale: float) -> None:
 
 def test_gelu() -> None:
     check(gelu, lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)), draw(1, 9, 11))
-    check(gelu_tanh, lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))), draw(1, 9, 11))
+    check(
+        gelu_tanh, lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))), draw(1, 9, 11)
+    )
 
 
-@given(b=st.integers(1, 3), s=SIZES, heads=st.integers(1, 4), half=SIZES, per_sample=st.booleans(), strided=st.booleans())
+@given(
+    b=st.integers(1, 3), s=SIZES, heads=st.integers(1, 4), half=SIZES, per_sample=st.booleans(), strided=st.booleans()
+)
 @settings(max_examples=25, deadline=None)
 def test_rope(b: int, s: int, heads: int, half: int, per_sample: bool, strided: bool) -> None:
     positions = torch.arange(s) * 3

@@ -68,7 +68,11 @@ def test_any_box_is_a_slice_of_the_whole(shape: list[int], data: st.DataObject) 
 
 
 @compiled
-@given(n=st.sampled_from([1, 3, 255, 256, 257, 1000]), m=st.integers(1, 5), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(
+    n=st.sampled_from([1, 3, 255, 256, 257, 1000]),
+    m=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
 @settings(max_examples=15, deadline=None)
 def test_compiled_normals_are_bitwise_the_reference(n: int, m: int, dtype: torch.dtype) -> None:
     drawn = []

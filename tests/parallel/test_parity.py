@@ -15,7 +15,8 @@ TIED_LLAMA = {**LLAMA, "tied_embeddings": True, "hidden_dropout": 0.1}
 UNTIED_GPT = {**GPT, "tied_embeddings": False}
 
 # A covering set: every pair of (tp, pp, dp, sequence parallelism, schedule, recomputation, model) values that
-# matter together appears at least once, on at most 8 ranks. Columns: model, tp, pp, dp, SP, schedule, chunks, recompute.
+# matter together appears at least once, on at most 8 ranks.
+# Columns: model, tp, pp, dp, sequence parallelism, schedule, chunks, recomputation.
 LAYOUTS: list[tuple[str, dict[str, Any], int, int, int, bool, str, int, str]] = [
     ("llama", LLAMA, 1, 1, 1, False, "1f1b", 1, "none"),
     ("gpt", GPT, 1, 1, 1, False, "gpipe", 1, "full"),

@@ -17,9 +17,7 @@ class RMSNorm(nn.Module):
     def __init__(self, name: str, hidden: int, eps: float, tp: TensorParallel) -> None:
         super().__init__()
         self.eps = eps
-        weight = whole(
-            f"{name}.weight", (hidden,), Init(value=1.0), tp.axis, partial_grad=tp.sequence_parallel
-        )
+        weight = whole(f"{name}.weight", (hidden,), Init(value=1.0), tp.axis, partial_grad=tp.sequence_parallel)
         self.weight = parameter([weight], tp.dtype, tp.device)
 
     def forward(self, x_bsh: Tensor) -> Tensor:

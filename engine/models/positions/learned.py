@@ -21,9 +21,7 @@ class LearnedPositions(nn.Module):
         self.weight: nn.Parameter | None = None
         if with_table:
             shape, init = (config.max_positions, config.hidden), Init(std=config.init_std)
-            piece = whole(
-                "positions.weight", shape, init, tp.axis, partial_grad=tp.sequence_parallel, kind=EMBEDDING
-            )
+            piece = whole("positions.weight", shape, init, tp.axis, partial_grad=tp.sequence_parallel, kind=EMBEDDING)
             self.weight = parameter([piece], tp.dtype, tp.device)
 
     def embed(self, x_bsh: Tensor, ctx: Pass) -> Tensor:

@@ -1,0 +1,135 @@
+"""A run survives: killed anywhere and started again it ends where an undisturbed one ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.system.runs import corpus, metrics, run, start, step_folder, weights
+
+STEPS = 12
+LAYOUT = ("parallel.tp=2", "parallel.sequence_parallel=true", f"train.steps={STEPS}", "checkpoint.interval=4")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of STEPS steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    corpus(folder)
+    done = run(folder, *LAYOUT)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def equal(a: Path, b: Path, tolerance: float = 0.0) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        if tolerance == 0:
+            assert torch.equal(tensor, theirs[name]), name
+        else:
+            error = (tensor - theirs[name]).norm() / (theirs[name].norm() + 1e-3)
+            assert error < tolerance, f"{name}: {error:.1e}"
+
+
+def wait_for(folder: Path, steps: int, process: object) -> None:
+    deadline = time.monotonic() + 90
+    while len(metrics(folder)) < steps:
+        assert time.monotonic() < deadline, "the run made no progress"
+        time.sleep(0.02)
+
+
+def test_second_start_has_nothing_to_do(finished: Path) -> None:
+    before = metrics(finished)
+    again = run(finished, *LAYOUT)
+    assert again.returncode == 0
+    assert "nothing left to do" in again.stdout
+    assert metrics(finished) == before
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kill_9_and_resume_is_bitwise_the_same(finished: Path, tmp_path: Path, seed: int) -> None:
+    corpus(tmp_path)
+    process = start(tmp_path, *LAYOUT)
+    wait_for(tmp_path, random.Random(seed).randint(1, STEPS - 2), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for line in os.popen(f"pgrep -f run.root={tmp_path}").read().split():  # ranks live in sessions of their own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(line), signal.SIGKILL)
+    resumed = run(tmp_path, *LAYOUT)
+    assert resumed.returncode == 0, resumed.stdout
+    equal(step_folder(tmp_path, STEPS), step_folder(finished, STEPS))
+    assert [m["step"] for m in metrics(tmp_path) if "loss" in m] == list(range(1, STEPS + 1))
+
+
+def test_resume_on_another_layout_is_within_rounding(finished: Path, tmp_path: Path) -> None:
+    corpus(tmp_path)
+    half = run(tmp_path, *LAYOUT[:2], "train.steps=4", "optim.decay_steps=12")
+    assert half.returncode == 0, half.stdout
+    other = run(tmp_path, "parallel.pp=2", "parallel.dp=2", "train.micro_batch=1", f"train.steps={STEPS}")
+    assert other.returncode == 0, other.stdout
+    assert "at step 4" in other.stdout
+    equal(step_folder(tmp_path, STEPS), step_folder(finished, STEPS), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_signals_finish_the_step_save_and_exit_0(tmp_path: Path, number: signal.Signals) -> None:
+    corpus(tmp_path)
+    process = start(tmp_path, "parallel.dp=2", "train.steps=100000", "checkpoint.interval=0")
+    wait_for(tmp_path, 2, process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    last = metrics(tmp_path)[-1]["step"]
+    assert step_folder(tmp_path, last).is_dir(), output
+    assert "Traceback" not in output
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    assert run(tmp_path, "train.steps=4", "checkpoint.interval=2").returncode == 0
+    shard = next(step_folder(tmp_path, 4).glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    again = run(tmp_path, "train.steps=4", "checkpoint.interval=2")
+    assert again.returncode == 0, again.stdout
+    assert shard.name in again.stdout
+    assert "at step 2" in again.stdout
+    assert weights(step_folder(tmp_path, 4))
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    assert run(tmp_path, "train.steps=1").returncode == 0
+    other = run(tmp_path, "train.steps=2", "model.ffn=96")
+    assert other.returncode == 2
+    assert "model.ffn is 64 there and 96 here" in other.stdout
+    assert "Traceback" not in other.stdout
+
+
+def test_full_disk_does_not_stop_training(tmp_path: Path) -> None:
+    """A limit on file sizes stands in for the full disk: the corpus fits under it, a wider model's shards do not."""
+    corpus(tmp_path)
+    wide = ("model.hidden=192", "model.ffn=512", "checkpoint.interval=2")
+    first = run(tmp_path, "train.steps=2", *wide)
+    assert first.returncode == 0, first.stdout
+    limited = run(tmp_path, "train.steps=6", *wide, file_limit=2**20)
+    assert limited.returncode == 0, limited.stdout
+    assert "step 4 was NOT saved, training goes on" in limited.stdout
+    assert metrics(tmp_path)[-1]["step"] == 6
+    assert weights(step_folder(tmp_path, 2)), "the old checkpoint must stay whole"
+    healed = run(tmp_path, "train.steps=6", *wide)
+    assert healed.returncode == 0, healed.stdout
+    assert weights(step_folder(tmp_path, 6))
