@@ -31,7 +31,8 @@ def test_a_flat_range_is_cut_into_few_boxes_that_rebuild_it(case: tuple[Box, int
     got = torch.cat(values) if values else torch.empty(0, dtype=torch.int64)
     assert got.tolist() == list(range(start, stop))
     for part, held in zip(parts, values, strict=True):
-        assert part.flat_start == held[0] and part.box.numel == held.numel()
+        assert part.flat_start == held[0]
+        assert part.box.numel == held.numel()
     assert len(parts) <= max(1, 2 * len(box.shape) - 1)
 
 
