@@ -58,6 +58,10 @@ class StoredTensor:
     dtype: torch.dtype
     boxes: tuple[StoredBox, ...]
 
+    def joined(self, boxes: tuple[StoredBox, ...]) -> StoredTensor:
+        """Return the same tensor with more boxes."""
+        return StoredTensor(self.global_shape, self.dtype, self.boxes + boxes)
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -1,0 +1,116 @@
+"""The folder of a run's checkpoints: how they are named, committed, replaced, pruned and tidied.
+
+`step_00000100` is whole, `step_00000100.tmp` is being written, `step_00000100.replaced` is an older one of the
+same step that is about to go. Only renames turn one into another, so a crash at any moment leaves either the
+old checkpoint or the new one.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from engine.checkpoint.manifest import MANIFEST, Manifest
+from engine.checkpoint.shard import Shard, fsync_folder, write_durably
+from engine.errors import CheckpointError
+
+_WHOLE = re.compile(r"step_(\d{8,18})")
+_TMP, _REPLACED = ".tmp", ".replaced"
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies once it is whole."""
+    return folder / f"step_{step:08d}"
+
+
+def aside_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` is while it is being written."""
+    return folder / f"step_{step:08d}{_TMP}"
+
+
+def shard_name(rank: int) -> str:
+    """Return the file name of a rank's part."""
+    return f"shard-{rank:05d}.safetensors"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in `folder`, newest first; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    found = [_WHOLE.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()]
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def sweep(folder: Path) -> None:
+    """Tidy up after a crash: drop what was being written, bring back what was about to be replaced."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        stem = path.name.removesuffix(path.suffix)
+        if path.suffix not in (_TMP, _REPLACED) or not _WHOLE.fullmatch(stem) or path.is_symlink():
+            continue
+        whole = path.with_name(stem)
+        if path.suffix == _REPLACED and not whole.exists():
+            path.rename(whole)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def commit(folder: Path, manifest: Manifest) -> Path:
+    """Make the written shards a checkpoint, in place of an older one of the same step; return its path."""
+    aside, whole = aside_path(folder, manifest.step), step_path(folder, manifest.step)
+    for path in aside.iterdir():
+        if path.name not in manifest.files:
+            path.unlink()
+    for name, file in manifest.files.items():
+        if not (aside / name).is_file() or (aside / name).stat().st_size != file.size:
+            raise CheckpointError(f"{aside / name} is not to be seen from rank 0: do all ranks share this folder?")
+    write_durably(aside / MANIFEST, manifest.encode())
+    replaced = whole.with_name(whole.name + _REPLACED)
+    if whole.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        whole.rename(replaced)
+    try:
+        aside.rename(whole)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(whole)
+        raise
+    fsync_folder(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return whole
+
+
+def prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
+    """Remove checkpoints of steps before `newest`, which is known to be good, that need not be kept.
+
+    Steps after `newest` are of a run that was continued from before them, damaged most likely: they are neither
+    counted as good ones nor touched.
+    """
+    older = [step for step in saved_steps(folder) if step < newest]
+    for step in older[max(keep_last, 1) - 1 :]:
+        if not keep_every or step % keep_every:
+            path = step_path(folder, step)
+            # Under another name first, so that a half-removed folder does not look like a damaged checkpoint.
+            doomed = path.with_name(path.name + _TMP)
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def merge(step: int, meta: dict[str, object], shards: Iterable[Shard]) -> Manifest:
+    """Return the manifest of all ranks' shards; CheckpointError where they contradict each other."""
+    manifest = Manifest(step, meta, {}, {})
+    for shard in shards:
+        if shard.file is not None:
+            manifest.files[shard.name] = shard.file
+        for name, stored in shard.tensors.items():
+            known = manifest.tensors.get(name)
+            if known is None:
+                manifest.tensors[name] = stored
+            elif (known.global_shape, known.dtype) != (stored.global_shape, stored.dtype):
+                raise CheckpointError(f"ranks hand over {name} with different global shapes or dtypes.")
+            else:
+                manifest.tensors[name] = known.joined(stored.boxes)
+    return manifest

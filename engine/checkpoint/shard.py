@@ -1,0 +1,159 @@
+"""One rank's part of a checkpoint: copied into host memory that is reused, then written as a safetensors file.
+
+The host buffer is laid out as the file's data section, so that writing is one header and one run of bytes, and
+the sha256 is that of the bytes meant to be written: a fault on their way to the disk is found when reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.checkpoint.boxes import Box
+from engine.checkpoint.entry import Entry
+from engine.checkpoint.manifest import DTYPES, StoredBox, StoredFile, StoredTensor
+from engine.errors import CheckpointError
+
+_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a written file holds; no `file` where a rank has nothing to save."""
+
+    name: str
+    file: StoredFile | None
+    tensors: dict[str, StoredTensor]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return this as JSON values, to be sent to the rank that writes the manifest."""
+        tensors = [
+            [name, stored.global_shape, str(stored.dtype).removeprefix("torch."),
+             [[part.key, part.box.offsets, part.box.shape] for part in stored.boxes]]
+            for name, stored in self.tensors.items()
+        ]  # fmt: skip
+        return {"name": self.name, "file": self.file and [self.file.size, self.file.sha256], "tensors": tensors}
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Shard:
+        """Return what `to_plain` was given."""
+        file = plain["name"]
+        tensors = {
+            name: StoredTensor(
+                tuple(shape),
+                DTYPES[dtype],
+                tuple(StoredBox(file, key, Box(tuple(offsets), tuple(size))) for key, offsets, size in boxes),
+            )
+            for name, shape, dtype, boxes in plain["tensors"]
+        }
+        return Shard(file, StoredFile(*plain["file"]) if plain["file"] else None, tensors)
+
+
+class Snapshot:
+    """A copy of the entries of one save, in host memory that the next save uses again."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._bytes = 0
+        self._header = b""
+        self._tensors: dict[str, StoredTensor] = {}
+
+    def take(self, entries: Iterable[Entry], name: str) -> None:
+        """Copy the values of `entries`, to be written to a file called `name`; they may change afterwards."""
+        # Wider types first: then every tensor starts at a multiple of its element size without padding.
+        ordered = sorted(entries, key=lambda entry: -entry.tensor.dtype.itemsize)
+        header: dict[str, Any] = {}
+        self._tensors = {}
+        self._reserve(sum(entry.tensor.nbytes for entry in ordered), any(entry.tensor.is_cuda for entry in ordered))
+        at = 0
+        for entry in ordered:
+            key = f"{entry.name}@{','.join(map(str, entry.offsets))}"
+            self._note(entry, name, key)
+            tensor = entry.tensor
+            if tensor.numel() == 0:
+                continue
+            if key in header:
+                raise CheckpointError(f"{entry.name} is handed over twice at offsets {entry.offsets}.")
+            stop = at + tensor.nbytes
+            self._buffer[at:stop].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
+            header[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, stop]}
+            at = stop
+        self._bytes, self._header = at, _encode_header(header)
+
+    def write(self, path: Path) -> Shard:
+        """Write the copy to a new file at `path`, down to the disk; a file that fails is taken away again."""
+        if self._bytes == 0:
+            return Shard(path.name, None, self._tensors)
+        path.unlink(missing_ok=True)
+        try:
+            digest = _write_new(path, [memoryview(self._header), self._buffer[: self._bytes].numpy().data])
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return Shard(path.name, StoredFile(len(self._header) + self._bytes, digest), self._tensors)
+
+    def _reserve(self, size: int, is_cuda: bool) -> None:
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # free the smaller one first
+            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=is_cuda)
+
+    def _note(self, entry: Entry, file: str, key: str) -> None:
+        """Add a box to what the shard says of itself; CheckpointError where the entries contradict each other."""
+        if entry.tensor.dtype not in _CODES:
+            raise CheckpointError(f"{entry.name} is {entry.tensor.dtype}, which checkpoints do not hold.")
+        shape = tuple(entry.global_shape)
+        known = self._tensors.get(entry.name, StoredTensor(shape, entry.tensor.dtype, ()))
+        if (known.global_shape, known.dtype) != (shape, entry.tensor.dtype):
+            raise CheckpointError(f"{entry.name} is handed over with two global shapes or dtypes.")
+        part = StoredBox(file, key, Box(tuple(entry.offsets), tuple(entry.tensor.shape)))
+        boxes = (*known.boxes, part) if part.box.numel else known.boxes
+        self._tensors[entry.name] = StoredTensor(shape, known.dtype, boxes)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Put `data` at `path` whole or not at all, on the disk when this returns."""
+    aside = path.with_name(path.name + ".aside")
+    aside.unlink(missing_ok=True)
+    _write_new(aside, [memoryview(data)])
+    aside.rename(path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _encode_header(tensors: dict[str, Any]) -> bytes:
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_new(path: Path, parts: list[memoryview]) -> str:
+    """Write the parts to a file that must not exist, fsync it, and return their sha256."""
+    sha256 = hashlib.sha256()
+    with open(path, "xb", buffering=0) as file:
+        for part in parts:
+            for start in range(0, len(part), _CHUNK):
+                chunk = part[start : start + _CHUNK]
+                sha256.update(chunk)
+                while len(chunk):
+                    chunk = chunk[file.write(chunk) :]
+        os.fsync(file.fileno())
+    return sha256.hexdigest()
