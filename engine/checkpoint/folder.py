@@ -94,7 +94,8 @@ def prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
         if not keep_every or step % keep_every:
             path = step_path(folder, step)
             # Under another name first, so that a half-removed folder does not look like a damaged checkpoint.
-            doomed = path.with_name(path.name + _TMP)
+            doomed = aside_path(folder, step)
+            shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)
             shutil.rmtree(doomed)
 
