@@ -219,8 +219,8 @@ def _check_ramp(config: Config) -> None:
         return
     if len(t.ramp) != 3 or min(t.ramp) < 1:
         raise ConfigError(
-            f"train.ramp={_plain(t.ramp)} must be three numbers above 0; write "
-            f"train.ramp=[first batch,increment,samples] such as train.ramp=[{t.micro_batch},{t.micro_batch},10000]."
+            f"train.ramp={_plain(t.ramp)} must be three numbers above 0, [first batch,increment,samples]; write "
+            f"train.ramp=[{t.global_batch},{t.micro_batch},10000] with a smaller first batch."
         )
     first, increment, _ = t.ramp
     if first > t.global_batch or (t.global_batch - first) % increment:

@@ -130,6 +130,8 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started with nohup: the terminal may close, the run goes on
             self._old[number] = signal.signal(number, self._note)
         return self
 

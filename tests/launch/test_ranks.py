@@ -11,15 +11,11 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.launch.processes import REPO, environment
+
 LAUNCHER = str(REPO / "tests" / "launch" / "toy_launcher.py")
 TOY = str(REPO / "tests" / "launch" / "toy_rank.py")
 TIMEOUT = 90
-
-
-def environment(**extra: str) -> dict[str, str]:
-    mine = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-    return {**{k: v for k, v in os.environ.items() if k not in mine}, "PYTHONPATH": str(REPO), **extra}
 
 
 def launch(what: str, folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -63,11 +59,6 @@ def test_ranks_get_a_share_of_the_cores_and_a_heap_that_keeps_its_pages(tmp_path
         assert (tmp_path / f"rank{rank}").read_text() == f"{share} 4294967296 8589934592 2 {rank}"
 
 
-def test_what_the_user_chose_stays(tmp_path: Path) -> None:
-    assert launch("environment", tmp_path, OMP_NUM_THREADS="7").returncode == 0
-    assert (tmp_path / "rank1").read_text().startswith("7 4294967296")
-
-
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -99,7 +90,7 @@ def test_a_silent_death_is_named(tmp_path: Path, what: str, message: str) -> Non
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_each_rank_once_and_the_end_is_clean(
     tmp_path: Path, training: subprocess.Popen[str], number: signal.Signals
 ) -> None:
