@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.checkpoint import folder as folders
 from engine.checkpoint.boxes import Box
 from engine.checkpoint.manifest import MANIFEST, MAX_BYTES, Manifest, StoredBox, StoredTensor
-from engine.errors import CheckpointError, did_you_mean
+from engine.errors import CheckpointError
 
 
 class Checkpoint:
@@ -63,13 +63,13 @@ class Checkpoint:
         stored = self._stored(name)
         wanted = Box(tuple(offsets), tuple(out.shape))
         inside = len(wanted.offsets) == len(wanted.shape) == len(stored.global_shape) and all(
-            0 <= low and low + size <= end
+            low >= 0 and low + size <= end
             for low, size, end in zip(wanted.offsets, wanted.shape, stored.global_shape, strict=True)
         )
         if not inside:
             raise CheckpointError(
-                f"{self.path}: {name} is {_times(stored.global_shape)}; no {_times(out.shape)} at {tuple(offsets)} in it. "
-                "Is it the checkpoint of another model?"
+                f"{self.path}: {name} is {_times(stored.global_shape)}, without {_times(out.shape)} at "
+                f"{tuple(offsets)}. Is it the checkpoint of another model?"
             )
         # The manifest was refused unless its boxes tile the whole tensor: what lies inside is fully covered.
         with torch.no_grad():
@@ -95,13 +95,9 @@ class Checkpoint:
         return sorted(self._manifest.files)
 
     def _stored(self, name: str) -> StoredTensor:
-        try:
-            return self._manifest.tensors[name]
-        except KeyError:
-            hint = did_you_mean(name, self.names()) if len(self.names()) < 10_000 else ""
-            raise CheckpointError(
-                f"{self.path} holds no {name}. Is it the checkpoint of another model?{hint}"
-            ) from None
+        if name not in self._manifest.tensors:
+            raise CheckpointError(f"{self.path} holds no {name}. Is it the checkpoint of another model?")
+        return self._manifest.tensors[name]
 
     def _file(self, name: str) -> Any:
         """Return the opened shard (mapped, its header parsed, nothing in it ever executed)."""
@@ -136,43 +132,46 @@ def find_checkpoint(folder: Path, *, rank: int, world: int, agree: Callable[[boo
     warnings: list[str] = []
     for step in folders.saved_steps(folder):
         path = folders.step_path(folder, step)
-        checkpoint, fault = _try(path, warnings, slice(rank, None, world))
+        checkpoint, fault = _try(path, slice(rank, None, world), step, warnings)
         if agree(fault is None) and checkpoint is not None:
             return checkpoint
         if fault is None:  # another rank found it: look through its files too, to be able to say the same
-            fault = _try(path, [], slice(None))[1] or "another rank cannot read it."
+            fault = _try(path, slice(None), step)[1] or "another rank cannot read it."
         warnings.append(f"skipped the damaged checkpoint {path}: {fault}")
     if warnings:
-        raise CheckpointError(
-            f"every checkpoint in {folder} is damaged; the newest, {folders.saved_steps(folder)[0]}: "
-            f"{warnings[0].rpartition(f'{folder}/')[2]} Move the folder away to start afresh."
-        )
+        raise CheckpointError(f"{warnings[0]} No older one is whole either: move {folder} away to start afresh.")
     return None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`, verified by this rank alone; CheckpointError says what is wrong with it."""
-    checkpoint, fault = _try(path, [], slice(None))
+    checkpoint, fault = _try(path, slice(None))
     if checkpoint is None:
         raise CheckpointError(f"the checkpoint {path} cannot be used: {fault}")
     return checkpoint
 
 
-def _try(path: Path, warnings: list[str], share: slice) -> tuple[Checkpoint | None, str | None]:
+def _try(
+    path: Path, share: slice, step: int | None = None, warnings: Sequence[str] = ()
+) -> tuple[Checkpoint | None, str | None]:
     """Verify the manifest and a share of the files; return the checkpoint, or what is wrong with it."""
     try:
         with _open_plain(path / MANIFEST) as opened:
             checkpoint = Checkpoint(path, Manifest.decode(opened.read(MAX_BYTES)), warnings)
+        if step not in (None, checkpoint.step):
+            raise CheckpointError(f"{MANIFEST} is that of step {checkpoint.step}.")
         checkpoint.verify(checkpoint.files()[share])
     except CheckpointError as error:
         return None, str(error)
+    except OSError as error:
+        return None, f"it cannot be read: {_one_line(error)}."
     return checkpoint, None
 
 
 def _open_plain(path: Path) -> Any:
     """Open a regular file, no link or device, to read its bytes; CheckpointError when there is none."""
     try:
-        opened = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+        opened = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
     except FileNotFoundError:
         raise CheckpointError(f"{path.name} is missing.") from None
     except OSError as error:
