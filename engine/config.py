@@ -54,7 +54,7 @@ class DataConfig:
     append_eod: bool = True  # append the end-of-document token to each document
     workers: int = 0  # preprocessing processes; 0: one per core
     seq_len: int = 256  # tokens per sample
-    split: str = "969,30,1"  # train, valid, test shares of the documents
+    split: list[float] = field(default_factory=lambda: [969, 30, 1])  # train, valid, test shares of the documents
     document_mask: bool = False  # attention does not cross document boundaries
     position_reset: bool = False  # positions restart at each document (needs document_mask)
     eod_loss: bool = True  # count the loss of predicting across the end-of-document token

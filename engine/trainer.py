@@ -275,7 +275,6 @@ class Trainer:
             if not save.ok:
                 self.monitor.event(f"step {save.step} was NOT saved, training goes on: {save.error}")
                 continue
-            self.monitor.event(f"saved step {save.step} in {save.path}")
             self.monitor.log(
                 save.step,
                 {

@@ -244,14 +244,10 @@ def _check_data(config: Config) -> None:
             "data.paths is not used by data.format=builtin; write data=text, data=jsonl, data=megatron or "
             "data.format=auto."
         )
-    try:
-        shares = [float(part) for part in d.split.split(",")]
-    except ValueError:
-        shares = []
-    if len(shares) != 3 or not all(0 <= share < math.inf for share in shares) or shares[0] <= 0:
+    if len(d.split) != 3 or not all(0 <= share < math.inf for share in d.split) or d.split[0] <= 0:
         raise ConfigError(
             f"data.split={d.split} must be the shares of train, valid and test, the first above 0; write "
-            "data.split='969,30,1'."
+            "data.split=[969,30,1]."
         )
 
 

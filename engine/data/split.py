@@ -1,11 +1,12 @@
-"""Train, validation and test parts of a corpus: ranges of whole documents by shares such as "969,30,1"."""
+"""Train, validation and test parts of a corpus: ranges of whole documents by shares such as [969, 30, 1]."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.data.indexed import IndexedDataset
-from engine.errors import ConfigError, DataError
+from engine.errors import DataError
 
 NAMES = ("train", "valid", "test")
 
@@ -33,20 +34,8 @@ class Split:
         return begin, begin + self.seq_len + 1
 
 
-def shares(text: str) -> tuple[float, float, float]:
-    """Read "969,30,1"; raise ConfigError when it is not three shares with a positive first one."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != 3 or min(values) < 0 or values[0] <= 0:
-        raise ConfigError(f"data.split='{text}' must be three shares train,valid,test such as 969,30,1.")
-    return values[0], values[1], values[2]
-
-
-def split_documents(documents: int, split: str) -> list[tuple[int, int]]:
+def split_documents(documents: int, parts: Sequence[float]) -> list[tuple[int, int]]:
     """Return the document ranges of train, valid and test; every positive share gets at least one document."""
-    parts = shares(split)
     total = sum(parts)
     edges = [0]
     for index in range(3):
@@ -58,16 +47,16 @@ def split_documents(documents: int, split: str) -> list[tuple[int, int]]:
     return [(edges[i], edges[i + 1]) for i in range(3)]
 
 
-def make_split(dataset: IndexedDataset, name: str, split: str, seq_len: int) -> Split | None:
+def make_split(dataset: IndexedDataset, name: str, split: Sequence[float], seq_len: int) -> Split | None:
     """Return one part of a corpus, None when its share is 0; raise DataError when it holds no whole sample."""
     index = NAMES.index(name)
-    if shares(split)[index] == 0:
+    if split[index] == 0:
         return None
     first, last = split_documents(dataset.documents, split)[index]
     part = Split(dataset, name, dataset.document_start(first), dataset.document_start(last), seq_len)
     if part.samples == 0:
         raise DataError(
             f"the {name} part of {dataset.prefix} has {part.stop - part.start} tokens in {last - first} documents, "
-            f"less than one sample of data.seq_len={seq_len} + 1; add text, change data.split={split}, or lower it."
+            f"less than one sample of data.seq_len={seq_len} + 1; add text, change data.split, or lower it."
         )
     return part

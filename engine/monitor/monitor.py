@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from engine.checkpoint.writer import SaveResult
 from engine.config import Config
 from engine.monitor.console import make_console
 from engine.monitor.jsonl import JsonlSink
@@ -25,25 +26,6 @@ class Sink(Protocol):
     def event(self, text: str) -> None: ...
 
     def close(self) -> None: ...
-
-
-class Saved(Protocol):
-    """What the monitor needs to know of a checkpoint that was written, or could not be."""
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def save_s(self) -> float: ...
-
-    @property
-    def stall_s(self) -> float: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def error(self) -> str | None: ...
 
 
 class Monitor:
@@ -76,22 +58,24 @@ class Monitor:
         perplexity = math.exp(loss) if loss < 700 else math.inf
         self.log(step, {"valid_loss": loss, "valid_perplexity": perplexity})
 
-    def saved(self, saved: Saved) -> None:
-        """Record a checkpoint that is whole on disk, or tell why it is not."""
-        if saved.error is not None:
+    def saved(self, result: SaveResult) -> None:
+        """Record a checkpoint that is whole on disk; tell what went wrong with it, or with pruning after it."""
+        if result.ok:
+            self.log(
+                result.step,
+                {
+                    "checkpoint_save_s": result.seconds,
+                    "checkpoint_stall_s": result.stall_s,
+                    "checkpoint_bytes": result.bytes,
+                },
+            )
+            if result.error is not None:
+                self.event(f"checkpoint of step {result.step}: {result.error}")
+        else:
             self.event(
-                f"checkpoint of step {saved.step} could not be written: {saved.error}; training goes on and the "
+                f"checkpoint of step {result.step} could not be written: {result.error}; training goes on and the "
                 "checkpoint before it stays"
             )
-            return
-        self.log(
-            saved.step,
-            {
-                "checkpoint_save_s": saved.save_s,
-                "checkpoint_stall_s": saved.stall_s,
-                "checkpoint_bytes": saved.bytes,
-            },
-        )
 
     def event(self, text: str) -> None:
         """Show a one-line notice."""

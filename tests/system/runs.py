@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 TINY = [
     "model.layers=2", "model.hidden=32", "model.heads=2", "model.ffn=64", "model.hidden_dropout=0.1",
-    "data.tokenizer_vocab=300", "data.seq_len=32", "data.workers=1", "data.split=90,10,0",
+    "data.tokenizer_vocab=300", "data.seq_len=32", "data.workers=1", "data.split=[90,10,0]",
     "train.micro_batch=2", "train.global_batch=4", "train.eval_samples=8", "train.eval_interval=0",
     "optim.lr=1e-2", "monitor.console=plain",
 ]  # fmt: skip
