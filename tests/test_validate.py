@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -129,6 +129,7 @@ def test_sound_configurations_pass(overrides: str, world: int | None) -> None:
     validate(make(*overrides.split()), world)
 
 
+@settings(deadline=None)
 @given(tp=st.integers(1, 4), pp=st.integers(1, 4), dp=st.none() | st.integers(1, 4), world=st.integers(1, 64))
 def test_replicas_fill_the_world_or_are_refused(tp: int, pp: int, dp: int | None, world: int) -> None:
     config = make(f"parallel.tp={tp}", f"parallel.pp={pp}", f"parallel.dp={'null' if dp is None else dp}")
@@ -140,6 +141,7 @@ def test_replicas_fill_the_world_or_are_refused(tp: int, pp: int, dp: int | None
             resolve_dp(config, world)
 
 
+@settings(deadline=None)
 @given(
     first=st.integers(1, 12), increment=st.integers(1, 6), growth=st.integers(0, 5), micro=st.integers(1, 4),
     dp=st.integers(1, 3),

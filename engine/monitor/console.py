@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
@@ -41,7 +42,7 @@ class PlainConsole:
         if self.clock.due(self.log_interval):
             width = len(str(self.clock.total))
             self.event(
-                f"step {record['step']:>{width}}/{self.clock.total}  {_step_line(record)}  eta {self.clock.eta()}"
+                f"step {record['step']:>{width}}/{self.clock.total}  {'  '.join(_numbers(record))}  eta {self.clock.eta()}"
             )
 
     def event(self, text: str) -> None:
@@ -58,12 +59,15 @@ class RichConsole:
         self.log_interval = log_interval
         self.console = Console(file=stream, highlight=False)
         self.clock = Clock()
-        # Redrawn when a step is done, not from a thread that competes with the ranks for cores.
-        self.progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), _EtaColumn(self.clock),
-            TextColumn("{task.fields[numbers]}"), console=self.console, auto_refresh=False,
-        )  # fmt: skip
-        self._task = self.progress.add_task("train", total=1, numbers="", visible=False)
+        self.progress = _TwoLines(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            _EtaColumn(self.clock),
+            TextColumn("{task.fields[loss]}"),
+            console=self.console,
+            auto_refresh=False,  # drawn when a step is done, not by a thread that competes with the ranks for cores
+        )
+        self._task = self.progress.add_task("train", total=1, loss="", numbers="", visible=False)
 
     def begin(self, step: int, total: int) -> None:
         self.clock.begin(step, total)
@@ -75,7 +79,8 @@ class RichConsole:
             self.event(describe(record))
             return
         self.clock.tick(int(record["step"]))
-        self.progress.update(self._task, completed=int(record["step"]), numbers=_step_line(record))
+        loss, *others = (" ".join(part.split()) for part in _numbers(record))
+        self.progress.update(self._task, completed=int(record["step"]), loss=loss, numbers="  ".join(others))
         self.progress.refresh()
 
     def event(self, text: str) -> None:
@@ -83,6 +88,16 @@ class RichConsole:
 
     def close(self) -> None:
         self.progress.stop()
+
+
+class _TwoLines(Progress):
+    """A bar and below it the other numbers of the step: on one line they would be too wide for a terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.visible:
+                yield Text(task.fields["numbers"], no_wrap=True, overflow="ellipsis")
 
 
 class _EtaColumn(ProgressColumn):
@@ -125,20 +140,21 @@ class Clock:
         return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _step_line(record: Record) -> str:
+def _numbers(record: Record) -> list[str]:
+    """Return what a step shows, loss first, each padded to line up with the steps above it."""
     parts = [
         f"loss {record['loss']:7.4f}",
         f"lr {record['lr']:.2e}",
         f"grad norm {record['grad_norm']:8.3f}",
         f"tokens/s {record['tokens_per_s']:9,.0f}",
         _speed(record),
-        f"memory {record['memory_gib']:.2f} GiB",
+        f"mem {record['memory_gib']:.2f} GiB",
     ]
     if record["loss_scale"] != 1:
         parts.append(f"loss scale {record['loss_scale']:g}")
     if record["skipped"]:
         parts.append("update skipped: gradients not finite")
-    return "  ".join(parts)
+    return parts
 
 
 def _speed(record: Record) -> str:
