@@ -132,7 +132,8 @@ def test_sound_configurations_pass(overrides: str, world: int | None) -> None:
 @settings(deadline=None)
 @given(tp=st.integers(1, 4), pp=st.integers(1, 4), dp=st.none() | st.integers(1, 4), world=st.integers(1, 64))
 def test_replicas_fill_the_world_or_are_refused(tp: int, pp: int, dp: int | None, world: int) -> None:
-    config = make(f"parallel.tp={tp}", f"parallel.pp={pp}", f"parallel.dp={'null' if dp is None else dp}")
+    config = Config()
+    config.parallel.tp, config.parallel.pp, config.parallel.dp = tp, pp, dp
     fits = tp * pp * dp == world if dp is not None else world % (tp * pp) == 0
     if fits:
         assert resolve_dp(config, world) * tp * pp == world
@@ -151,7 +152,8 @@ def test_every_batch_of_a_ramp_can_be_dealt(first: int, increment: int, growth: 
     from engine.optim.schedules import plan
 
     last = first + growth * increment
-    config = make(f"train.ramp=[{first},{increment},100]", f"train.global_batch={last}", f"train.micro_batch={micro}")
+    config = Config()
+    config.train.ramp, config.train.global_batch, config.train.micro_batch = [first, increment, 100], last, micro
     sizes = {size for _, size in plan(0, 200, config.train)}
     sound = all(size % (dp * micro) == 0 for size in sizes)
     with contextlib.nullcontext() if sound else pytest.raises(ConfigError):

@@ -40,10 +40,9 @@ class PlainConsole:
             return
         self.clock.tick(int(record["step"]))
         if self.clock.due(self.log_interval):
-            width = len(str(self.clock.total))
-            self.event(
-                f"step {record['step']:>{width}}/{self.clock.total}  {'  '.join(_numbers(record))}  eta {self.clock.eta()}"
-            )
+            total = str(self.clock.total)
+            place = f"{record['step']:>{len(total)}}/{total}"
+            self.event("  ".join([f"step {place}", *_numbers(record), f"eta {self.clock.eta()}"]))
 
     def event(self, text: str) -> None:
         print(text, file=self.stream, flush=True)

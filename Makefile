@@ -1,0 +1,46 @@
+# The commands of this repository. Each does all the set-up it needs, once: the first run makes .venv, later ones
+# start at once, and a change of the C++ sources or of the dependencies brings it up to date.
+#
+#   make train            train the default model on this machine, then write some text with it
+#   make train ARGS=...   the same with overrides, such as ARGS="train.steps=1000 optim.lr=1e-3"
+#   make test             lint, types, tests; ARGS=... are for pytest, such as ARGS="tests/monitor -x"
+#   make lint             lint and types only
+#   make clean            remove .venv and what the build left (not runs/)
+
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/include/*.h)
+
+.PHONY: help setup train test lint clean
+
+help:
+	@sed -n 's/^#  *make/  make/p' Makefile
+
+setup: $(VENV)/.ready
+
+train: setup
+	$(BIN)/python launch/pretrain.py experiment=default $(ARGS)
+	$(BIN)/python launch/generate.py run=runs/default prompt="def "
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info engine/_C.*
+
+# torch first: the extension is compiled against it.
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0 "setuptools>=77" wheel
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	@touch $@
