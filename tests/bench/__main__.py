@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from tests.bench import saving, second_start
-from tests.bench.pairs import Plan
-from tests.bench.products import profile_both
+from tests.bench.pairs import Pairs, Plan
+from tests.bench.products import Share, profile_both
 from tests.bench.sizes import FULL, QUICK, Sizes
 from tests.bench.table import Row, machine, seconds, show, spread, to_markdown
 from tests.bench.training import Layout, compare, layouts
@@ -19,56 +21,82 @@ from tests.ranks import run_ranks
 TIMEOUT_S = 1200.0
 
 
-def training_row(layout: Layout, sizes: Sizes, plan: Plan) -> Row:
+def timed_row(what: str, peer: str, pairs: Pairs) -> Row:
+    """Return the row of a paired timing."""
+    return Row(what, peer, seconds(pairs.ours_s), seconds(pairs.theirs_s), spread(pairs.ratios, pairs.ratio))
+
+
+def training_rows(layout: Layout, sizes: Sizes, plan: Plan) -> list[Row]:
     """Compare one layout's training step with its peer's."""
     pairs = run_ranks(layout.world, compare, layout, sizes, plan, timeout=TIMEOUT_S)[0]
-    return Row(
-        f"training step, {layout.name}", seconds(pairs.ours_s), layout.peer, seconds(pairs.theirs_s),
-        spread(pairs.ratios, pairs.ratio),
-    )  # fmt: skip
+    return [timed_row(f"training step, {layout.name}", layout.peer, pairs)]
 
 
-def products_row(layout: Layout, sizes: Sizes) -> Row:
+def products_rows(layout: Layout, sizes: Sizes) -> list[Row]:
     """Compare how much of the step is matrix products and attention."""
     ours, theirs = run_ranks(layout.world, profile_both, layout, sizes, timeout=TIMEOUT_S)[0]
-    return Row(
-        f"share of matrix products and attention, {layout.name}",
-        f"{ours.total:.0%} ({ours.products:.0%} + {ours.attention:.0%})", layout.peer,
-        f"{theirs.total:.0%} ({theirs.products:.0%} + {theirs.attention:.0%})", "",
-    )  # fmt: skip
+
+    def text(share: Share) -> str:
+        return f"{share.products:.0%} + {share.attention:.0%}"
+
+    return [Row(f"matrix products + attention in the step, {layout.name}", layout.peer, text(ours), text(theirs), "")]
 
 
-def measurements(sizes: Sizes, plan: Plan, quick: bool) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
-    """Yield every measurement by name, in the order of the table."""
-    found = layouts(sizes.samples)
-    for layout in found:
-        yield layout.name, lambda layout=layout: [training_row(layout, sizes, plan)]
-    yield "products", lambda: [products_row(found[0], sizes)]
-    yield "start", lambda: [second_start.measure_rows(10**5 if quick else 10**8)]
-    yield "save", lambda: saving.measure_rows(sizes, plan)
+def start_rows(documents: int, sizes: Sizes, plan: Plan) -> list[Row]:
+    """Compare a second start on a large corpus with one on a small corpus."""
+    return [
+        timed_row(f"opening {documents:,} documents to first batch, {state}", f"{second_start.FEW:,} documents", pairs)
+        for state, pairs in second_start.start(documents, sizes, plan).items()
+    ]
+
+
+def save_rows(layout: Layout, sizes: Sizes, plan: Plan) -> list[Row]:
+    """Compare what a save keeps from training with a copy of the state, and a step during the writing with one alone."""
+    stall, writing = (
+        run_ranks(layout.world, body, layout, sizes, plan, timeout=TIMEOUT_S)[0]
+        for body in (saving.stall, saving.steps_while_writing)
+    )
+    return [
+        timed_row(f"stall of a checkpoint, {layout.name}", "one copy_ of the state", stall),
+        timed_row(f"training step while a checkpoint is written, {layout.name}", "the step alone", writing),
+    ]
+
+
+def measurements(sizes: Sizes, plan: Plan, documents: int) -> Mapping[str, Callable[[], list[Row]]]:
+    """Return every measurement by name, in the order of the table."""
+    compared = layouts(sizes.samples)
+    one = compared[0]
+    return {layout.key: partial(training_rows, layout, sizes, plan) for layout in compared} | {
+        "products": partial(products_rows, one, sizes),
+        "save": partial(save_rows, one, sizes, plan),
+        "start": partial(start_rows, documents, sizes, plan),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: shows that it works, no more")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, few samples: shows that it works, no more")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measurements to make (default: all)")
     parser.add_argument("--pairs", type=int, default=9, help="samples of each side")
-    parser.add_argument("--steps", type=int, default=2, help="training steps per sample")
+    parser.add_argument("--steps", type=int, default=1, help="training steps per sample; one lasts seconds")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table there")
     args = parser.parse_args()
-    sizes = QUICK if args.quick else FULL
-    plan = Plan(warmup=1, pairs=2, steps=1) if args.quick else Plan(warmup=2, pairs=args.pairs, steps=args.steps)
-    known = dict(measurements(sizes, plan, args.quick))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch.profiler prints its internal events otherwise
+    if args.quick:
+        known = measurements(QUICK, Plan(warmup=1, pairs=2, steps=1), 10**5)
+    else:
+        known = measurements(FULL, Plan(warmup=1, pairs=args.pairs, steps=args.steps), 10**8)
     unknown = set(args.only or ()) - set(known)
     if unknown:
         parser.error(f"--only {', '.join(sorted(unknown))} is unknown; choose from: {', '.join(known)}")
-    console, rows = Console(), []
-    title = machine()
-    for name, run in known.items():
-        if not args.only or name in args.only:
-            with console.status(name):
-                rows += run()
-            show(title, rows[-1:], console)
+    console, rows = Console(), list[Row]()
+    title = machine() + (", --quick: no measurement" if args.quick else "")
+    for name in args.only or known:
+        with console.status(name):
+            found = known[name]()
+        for row in found:
+            console.print(*row.cells, sep="  ", highlight=False)
+        rows += found
     show(title, rows, console)
     if args.markdown:
         args.markdown.write_text(to_markdown(title, rows))

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine import ops
 from engine.config import Config, ModelConfig
 from engine.data.batch import MicroBatch
 from engine.device import Device
 from engine.mesh import Mesh
+from engine.ops import backend
 from engine.parallel.sharding import Piece
 from engine.step import Stepper
 from tests.bench.sizes import BETAS, CLIP, EPS, LEARNING_RATE, WEIGHT_DECAY, Sizes
@@ -23,7 +23,7 @@ class Trimaran:
 
     def __init__(self, sizes: Sizes, weights: dict[str, Tensor], parallel: dict[str, Any], micro_batch: int) -> None:
         config = make_config(sizes, parallel, micro_batch)
-        ops.backend.select(config.ops.backend)
+        backend.select(config.ops.backend)
         tp, pp = config.parallel.tp, config.parallel.pp
         device = Device(torch.device("cpu"), "gloo")
         mesh = Mesh(pp=pp, dp=dist.get_world_size() // (tp * pp), cp=1, tp=tp, device=device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -28,6 +28,11 @@ class Pairs:
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
 
+    @classmethod
+    def of(cls, samples: Sequence[tuple[float, float]]) -> Pairs:
+        """Make pairs of (ours, theirs) samples."""
+        return cls(tuple(ours for ours, _ in samples), tuple(theirs for _, theirs in samples))
+
     @property
     def ratios(self) -> list[float]:
         return [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
@@ -45,7 +50,9 @@ class Pairs:
         return statistics.median(self.theirs)
 
 
-def measure(ours: Callable[[], object], theirs: Callable[[], object], plan: Plan, barrier: Callable[[], object]) -> Pairs:
+def measure(
+    ours: Callable[[], object], theirs: Callable[[], object], plan: Plan, barrier: Callable[[], object]
+) -> Pairs:
     """Time both sides alternately; `barrier` makes all ranks begin together and wait for the slowest."""
 
     def sample(run: Callable[[], object], steps: int) -> float:
@@ -59,4 +66,11 @@ def measure(ours: Callable[[], object], theirs: Callable[[], object], plan: Plan
     for _ in range(plan.warmup):
         ours(), theirs()
     samples = [(sample(ours, plan.steps), sample(theirs, plan.steps)) for _ in range(plan.pairs)]
-    return Pairs(tuple(a for a, _ in samples), tuple(b for _, b in samples))
+    return Pairs.of(samples)
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Return how long one run takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin

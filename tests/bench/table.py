@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("measured", "Trimaran", "against", "", "ratio (min – max)")
+COLUMNS = ("measured", "against", "Trimaran", "the other", "ratio (min to max)")
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Row:
     """One line: ours and theirs with units; `ratio` above 1 means that Trimaran does better."""
 
     what: str
-    ours: str
     peer: str
+    ours: str
     theirs: str
     ratio: str
 
     @property
     def cells(self) -> tuple[str, ...]:
-        return self.what, self.ours, self.peer, self.theirs, self.ratio
+        return self.what, self.peer, self.ours, self.theirs, self.ratio
 
 
 def seconds(value: float) -> str:
@@ -39,13 +39,13 @@ def seconds(value: float) -> str:
 
 def spread(ratios: Sequence[float], median: float) -> str:
     """Write the median of paired ratios with their range."""
-    return f"{median:.2f} ({min(ratios):.2f} – {max(ratios):.2f})"
+    return f"{median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def machine() -> str:
     """Describe where the numbers come from: processor, cores, torch, and how busy it was."""
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    return f"{processor()}, {cores} cores, torch {torch.__version__}, load {load:.1f} at the start"
+    return f"{processor()}, {cores} cores, torch {torch.__version__}, load {load:.1f} before"
 
 
 def processor() -> str:
@@ -68,7 +68,7 @@ def show(title: str, rows: Sequence[Row], console: Console) -> None:
 
 def to_markdown(title: str, rows: Sequence[Row]) -> str:
     """Return the table as Markdown, ready for the README."""
-    lines = [f"Measured on {title}.", "", _line(COLUMNS), _line(["---", "---:", "---", "---:", "---:"])]
+    lines = [f"Measured on {title}.", "", _line(COLUMNS), _line(["---", "---", "---:", "---:", "---:"])]
     return "\n".join([*lines, *(_line(row.cells) for row in rows)]) + "\n"
 
 

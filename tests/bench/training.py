@@ -11,7 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.parallel.pipeline.partition import split_layers
+from tests.bench.ours import Trimaran
 from tests.bench.pairs import Pairs, Plan, measure
+from tests.bench.peers.pipeline import PipelinePeer
+from tests.bench.peers.replicas import OneRank, Replicas
+from tests.bench.peers.tensor import TensorParallelPeer
 from tests.bench.sizes import Sizes, draw_weights, draw_window
 
 CHECKED_STEPS, TOLERANCE = 3, 1e-4
@@ -33,6 +38,7 @@ class Mismatch(Exception):
 class Layout:
     """Ranks, threads of each, Trimaran's `parallel` settings and micro-batch; `peer` names the other side."""
 
+    key: str
     name: str
     peer: str
     world: int
@@ -43,25 +49,18 @@ class Layout:
 
 def layouts(samples: int) -> list[Layout]:
     """Return the layouts that are compared, for a global batch of `samples`."""
-    overlapped = "DistributedDataParallel, gradient_as_bucket_view"
+    sequence = {"tp": 2, "sequence_parallel": True}
     return [
-        Layout("1 rank", "nn.Module, SDPA, fused AdamW", 1, 2, samples),
-        Layout("tp=2", "DTensor parallelize_module, loss_parallel", 2, 1, samples, {"tp": 2}),
-        Layout("tp=2, sequence parallel", "DTensor with SequenceParallel, loss_parallel", 2, 1, samples,
-               {"tp": 2, "sequence_parallel": True}),
-        Layout("pp=2", f"pipelining Schedule1F1B, {samples} micro-batches", 2, 1, 1, {"pp": 2}),
-        Layout("dp=2", overlapped, 2, 1, samples // 2),
-    ]  # fmt: skip
+        Layout("one", "1 rank", "nn.Module, SDPA, fused AdamW", 1, 2, samples),
+        Layout("tp", "tp=2", "DTensor, loss_parallel", 2, 1, samples, {"tp": 2}),
+        Layout("sp", "tp=2 with sequence parallelism", "DTensor, SequenceParallel", 2, 1, samples, sequence),
+        Layout("pp", f"pp=2, {samples} micro-batches", "pipelining.Schedule1F1B", 2, 1, 1, {"pp": 2}),
+        Layout("dp", "dp=2", "DistributedDataParallel", 2, 1, samples // 2),
+    ]
 
 
 def make_sides(layout: Layout, sizes: Sizes) -> tuple[Side, Side]:
     """Build Trimaran and its peer with equal weights on this rank."""
-    from engine.parallel.pipeline.partition import split_layers
-    from tests.bench.ours import Trimaran
-    from tests.bench.peers.pipeline import PipelinePeer
-    from tests.bench.peers.replicas import OneRank, Replicas
-    from tests.bench.peers.tensor import TensorParallelPeer
-
     weights = draw_weights(sizes)
     ours = Trimaran(sizes, weights, layout.parallel, layout.micro_batch)
     if layout.world == 1:

@@ -129,6 +129,11 @@ def token_loss(logits_bsv: Tensor, labels_bs: Tensor) -> Tensor:
     return F.cross_entropy(logits_bsv.flatten(0, 1), labels_bs.flatten())
 
 
+def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients that a backward pass has left."""
+    return [p.grad for p in parameters if p.grad is not None]
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
     """Fused AdamW; norm weights do not decay, as everywhere in practice."""
     parameters = list(parameters)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from tests.bench.peers.llama import Llama, make_optimizer, token_loss
+from tests.bench.peers.llama import Llama, gradients, make_optimizer, token_loss
 from tests.bench.sizes import CLIP, Sizes
 
 
@@ -30,7 +30,7 @@ class PipelinePeer:
             self.schedule.step(target=window[:, 1:].contiguous(), losses=losses)
         loss = torch.stack(losses).mean() if losses else torch.zeros(())
         parameters = list(self.model.parameters())
-        sums = torch.stack([loss.detach(), nn.utils.get_total_norm([p.grad for p in parameters]).square()])
+        sums = torch.stack([loss.detach(), nn.utils.get_total_norm(gradients(parameters)).square()])
         dist.all_reduce(sums)
         norm = sums[1].sqrt()
         nn.utils.clip_grads_with_norm_(parameters, CLIP, norm)

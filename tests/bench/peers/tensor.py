@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from tests.bench.peers.llama import Llama, make_optimizer, token_loss
+from tests.bench.peers.llama import Llama, gradients, make_optimizer, token_loss
 from tests.bench.sizes import CLIP, Sizes
 
 
@@ -79,9 +79,9 @@ def clip_gradients(parameters: list[nn.Parameter]) -> Tensor:
     """Clip by the global norm over sharded and replicated parameters, which one foreach call cannot mix."""
     sharded = [p for p in parameters if isinstance(p, DTensor)]
     plain = [p for p in parameters if not isinstance(p, DTensor)]
-    norm = _whole(nn.utils.get_total_norm([p.grad for p in sharded]))
+    norm = _whole(nn.utils.get_total_norm(gradients(sharded)))
     if plain:
-        norm = torch.hypot(norm, nn.utils.get_total_norm([p.grad for p in plain]))
+        norm = torch.hypot(norm, nn.utils.get_total_norm(gradients(plain)))
         nn.utils.clip_grads_with_norm_(plain, CLIP, norm)
     nn.utils.clip_grads_with_norm_(sharded, CLIP, norm)
     return norm
