@@ -29,7 +29,7 @@ for step in itertools.count(1):
 """
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.003, 0.007, 0.013, 0.02, 0.031, 0.05])
+@pytest.mark.parametrize("delay_s", [0.0, 0.006, 0.015, 0.04])
 def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, delay_s: float) -> None:
     process = start(SAVE_FOR_EVER % ELEMENTS, tmp_path)
     assert process.stdout is not None
