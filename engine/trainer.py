@@ -152,6 +152,7 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take over weights, and unless this is a new run that only starts from them, everything else too."""
         whole = self._is_own(checkpoint) or self.config.checkpoint.load_optimizer
+        whole = whole and not checkpoint.meta.get("weights_only", False)  # an imported model
         _check_same_model(checkpoint, self.config)
         state.restore(self.stepper.optimizer, checkpoint, moments=whole)
         if whole:

@@ -13,7 +13,8 @@ from engine.config import Config, ModelConfig
 from engine.data.batch import MicroBatch
 from engine.device import Device
 from engine.mesh import Mesh
-from engine.parallel.sharding import Piece
+from engine.models.transformer import plain_chunk
+from engine.parallel.sharding import Piece, pieces_of
 from engine.step import Stepper
 from tests import oracle
 
@@ -144,14 +145,7 @@ def assemble(results: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def initial_weights(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     """Draw the whole initial weights by global name, in one process."""
-    from engine.mesh import Axis
-    from engine.models.transformer import Chunk
-    from engine.parallel.linear import TensorParallel
-    from engine.parallel.sharding import pieces_of
-
-    alone = Axis("tp", 1, 0, None, (0,))
-    tp = TensorParallel(alone, False, dtype, torch.device("cpu"))
-    chunk = Chunk(config, VOCAB, (0, config.layers), tp, kv_axis=alone, embedding_axis=alone)
+    chunk = plain_chunk(config, VOCAB, dtype, torch.device("cpu"))
     drawn = {}
     for weight in chunk.parameters():
         for piece in pieces_of(weight):

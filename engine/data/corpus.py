@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ class Skipped:
 
 
 def builtin_files() -> list[Path]:
-    """Return the standard library's modules in a fixed order, without its tests and installed packages."""
+    """Return the standard library's modules, without its tests and installed packages."""
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo"}
     files = [path for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts)]
@@ -45,7 +46,10 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def documents(files: Sequence[Path], kind: str, jsonl_key: str, skipped: Skipped) -> Iterator[str]:
-    """Yield the documents of `files`; `kind` is text, jsonl or builtin (text plus Python's reference topics)."""
+    """Yield the documents of `files`; `kind` is text, jsonl, auto (by ending) or builtin."""
+    if kind == "builtin":
+        yield from _builtin(files, skipped)
+        return
     for path in files:
         if kind == "jsonl" or (kind == "auto" and path.suffix in (".jsonl", ".ndjson", ".json")):
             yield from _json_lines(path, jsonl_key, skipped)
@@ -53,10 +57,22 @@ def documents(files: Sequence[Path], kind: str, jsonl_key: str, skipped: Skipped
             text = _decode(path.read_bytes(), skipped)
             if text is not None:
                 yield text
-    if kind == "builtin":
-        from pydoc_data.topics import topics
 
-        yield from (topics[name] for name in sorted(topics))
+
+def _builtin(files: Sequence[Path], skipped: Skipped) -> Iterator[str]:
+    """Yield modules and Python's reference topics, mixed by a hash of their names.
+
+    Splits are ranges of documents: in alphabetical order the validation part would be another kind of text.
+    """
+    from pydoc_data.topics import topics
+
+    named: list[tuple[str, Path | str]] = [(path.as_posix(), path) for path in files]
+    named += [(f"topic {name}", topics[name]) for name in topics]
+    root = sysconfig.get_paths()["stdlib"]
+    for _, source in sorted(named, key=lambda item: hashlib.blake2b(item[0].removeprefix(root).encode()).digest()):
+        text = _decode(source.read_bytes(), skipped) if isinstance(source, Path) else source
+        if text is not None:
+            yield text
 
 
 def _json_lines(path: Path, key: str, skipped: Skipped) -> Iterator[str]:

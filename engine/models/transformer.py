@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -102,9 +103,19 @@ def make_pass(micro: MicroBatch, key: Callable[[int, str], int] | None) -> Pass:
     return Pass(tokens_bs, positions, mask_b1ss, key)
 
 
-def count_parameters(config: ModelConfig, vocab: int) -> int:
-    """Return the number of distinct parameters of the whole model, by building it on the meta device."""
+def plain_chunk(config: ModelConfig, vocab: int, dtype: torch.dtype, device: torch.device) -> Chunk:
+    """Build the whole model for one process without process groups; its weights are not initialised."""
     alone = Axis("tp", 1, 0, None, (0,))
-    tp = TensorParallel(alone, False, torch.float32, torch.device("meta"))
-    chunk = Chunk(config, vocab, (0, config.layers), tp, kv_axis=alone, embedding_axis=alone)
-    return sum(weight.numel() for weight in chunk.parameters())
+    tp = TensorParallel(alone, False, dtype, device)
+    return Chunk(config, vocab, (0, config.layers), tp, kv_axis=alone, embedding_axis=alone)
+
+
+def parameter_shapes(config: ModelConfig, vocab: int) -> dict[str, tuple[int, ...]]:
+    """Return the global name and shape of every distinct parameter, by building the model on the meta device."""
+    chunk = plain_chunk(config, vocab, torch.float32, torch.device("meta"))
+    return {piece.name: piece.global_shape for weight in chunk.parameters() for piece in pieces_of(weight)}
+
+
+def count_parameters(config: ModelConfig, vocab: int) -> int:
+    """Return the number of distinct parameters of the whole model."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config, vocab).values())

@@ -1,0 +1,72 @@
+"""Text out of a checkpoint: load it from any layout into one process and sample, reproducibly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint.reader import Checkpoint
+from engine.checkpoint.state import read_piece
+from engine.config import ModelConfig
+from engine.data.batch import MicroBatch
+from engine.models.transformer import Chunk, make_pass, plain_chunk
+from engine.ops.philox import make_key, uniform
+from engine.parallel.sharding import pieces_of
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype = torch.float32) -> Chunk:
+    """Return the whole model of a checkpoint, ready for `logits`."""
+    config = ModelConfig(**checkpoint.meta["config"]["model"])
+    model = plain_chunk(config, int(checkpoint.meta["vocab_size"]), dtype, device).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.cat([read_piece(checkpoint, piece, dtype, device) for piece in pieces_of(weight)]))
+    return model
+
+
+def logits(model: Chunk, tokens_bs: Tensor) -> Tensor:
+    """Return [b, s, vocabulary] for int64 tokens."""
+    slots = torch.arange(tokens_bs.shape[0], device=tokens_bs.device)
+    micro = MicroBatch(tokens_bs, tokens_bs, None, None, None, slots)
+    return model(None, tokens_bs, make_pass(micro, None))
+
+
+def generate(
+    model: Chunk,
+    prompt: list[int],
+    count: int,
+    *,
+    context: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    vocab: int,
+    stop: int | None,
+) -> Iterator[int]:
+    """Yield up to `count` tokens after `prompt`, ending at token `stop`.
+
+    The model sees the last `context` tokens. Temperature 0 takes the likeliest token; otherwise the number of the
+    token and `seed` address its random draw, so a prompt has one continuation. Rows of the vocabulary from `vocab`
+    on are padding and never drawn.
+    """
+    tokens = list(prompt)
+    for number in range(count):
+        window = torch.tensor([tokens[-context:]], device=model.head.device)
+        with torch.no_grad():
+            last_v = logits(model, window)[0, -1, :vocab].double()
+        token = _draw(last_v, temperature, top_k, make_key(seed, "sample"), number)
+        if token == stop:
+            return
+        tokens.append(token)
+        yield token
+
+
+def _draw(logits_v: Tensor, temperature: float, top_k: int, key: int, number: int) -> int:
+    if temperature == 0:
+        return int(logits_v.argmax())
+    values, ids = logits_v.topk(min(top_k, len(logits_v)) if top_k else len(logits_v))
+    steps = (values / temperature).softmax(0).cumsum(0)
+    draw = uniform(key, torch.tensor(number)).to(steps.device)
+    return int(ids[int((steps < draw * steps[-1]).sum().clamp(max=len(ids) - 1))])
