@@ -51,7 +51,7 @@ def start_rows(documents: int, sizes: Sizes, plan: Plan) -> list[Row]:
 
 
 def save_rows(layout: Layout, sizes: Sizes, plan: Plan) -> list[Row]:
-    """Compare what a save keeps from training with a copy of the state, and a step during the writing with one alone."""
+    """Compare the stall of a save with a copy of the state, and a step during the writing with one alone."""
     stall, writing = (
         run_ranks(layout.world, body, layout, sizes, plan, timeout=TIMEOUT_S)[0]
         for body in (saving.stall, saving.steps_while_writing)
