@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the same micro-batch on `device`."""
-        moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            moved[field.name] = None if value is None else value.to(device, non_blocking=True)
-        return MicroBatch(**moved)
+
+        def move(x: Tensor | None) -> Any:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return MicroBatch(*(move(getattr(self, field.name)) for field in fields(self)))

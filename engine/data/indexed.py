@@ -7,6 +7,7 @@ Opening maps the files and reads a handful of numbers, however large the corpus 
 
 from __future__ import annotations
 
+import bisect
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -107,8 +108,9 @@ class IndexedDataset:
 
     def document_of(self, token: int) -> int:
         """Return the document that holds a token, by binary search."""
-        sequence = int(np.searchsorted(self.pointers, token * self.dtype.itemsize, side="right")) - 1
-        return int(np.searchsorted(self.document_indices, sequence, side="right")) - 1
+        # bisect, because np.searchsorted copies a whole array that is not aligned, and the header has 34 bytes
+        sequence = bisect.bisect_right(self.pointers, token * self.dtype.itemsize) - 1
+        return bisect.bisect_right(self.document_indices, sequence) - 1
 
     def starts_within(self, start: int, stop: int) -> NDArray[np.int64]:
         """Return the first tokens of all documents that begin inside (start, stop)."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -24,12 +24,20 @@ class Pass:
     `tokens_bs` are global token positions (sample's slot * sequence length + position), which address dropout;
     `positions_bs` (or [s]) are positions inside the document; `mask_b1ss` is True where attention may look, None
     for plain causal attention. `key(layer, site)` is the dropout key of this step, None when nothing is dropped.
+    `memo` keeps what is the same in every layer, such as rotary tables.
     """
 
     tokens_bs: Tensor
     positions: Tensor
     mask_b1ss: Tensor | None
     key: Callable[[int, str], int] | None
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return `make()`, made only once in this pass."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        return self.memo[name]
 
 
 class Positions(Protocol):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from engine.checkpoint.reader import open_checkpoint
 
 REPO = Path(__file__).resolve().parents[2]

@@ -24,5 +24,5 @@ class RotaryPositions(nn.Module):
         return x_bsh
 
     def rotate(self, q_bshd: Tensor, k_bshd: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
-        cos, sin = rope_tables(ctx.positions, self.dim, self.theta)
+        cos, sin = ctx.once("rope", lambda: rope_tables(ctx.positions, self.dim, self.theta))
         return rope(q_bshd, cos, sin), rope(k_bshd, cos, sin)
