@@ -109,11 +109,12 @@ def test_keep_policy(tmp_path: Path, keep_last: int, keep_every: int, kept: list
     assert all(result.ok for result in writer.poll())
 
 
-def test_a_damaged_newer_checkpoint_never_costs_the_only_good_one(tmp_path: Path) -> None:
+def test_a_damaged_newer_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path: Path) -> None:
     for step in (1, 9):
-        save(tmp_path, step, whole(a=torch.tensor(step)), keep_last=1)
+        save(tmp_path, step, whole(a=torch.tensor(step)))
     (tmp_path / "step_00000009" / "manifest.json").unlink()
-    save(tmp_path, 4, whole(a=torch.tensor(4)), keep_last=1)
+    save(tmp_path, 4, whole(a=torch.tensor(4)))
+    assert names_in(tmp_path) == ["step_00000001", "step_00000004", "step_00000009"]
     assert find(tmp_path).step == 4
     save(tmp_path, 9, whole(a=torch.tensor(99)), keep_last=1)  # in place of the damaged one
     assert names_in(tmp_path) == ["step_00000009"]
