@@ -5,6 +5,8 @@
 #   make train ARGS=...   the same with overrides, such as ARGS="train.steps=1000 optim.lr=1e-3"
 #   make test             lint, types, tests; ARGS=... are for pytest, such as ARGS="tests/monitor -x"
 #   make lint             lint and types only
+#   make bench            measure speed against the same model in plain torch, in one run on this machine
+#   make bench            measure against plain torch (some minutes; ARGS=--quick only shows that it works)
 #   make clean            remove .venv and what the build left (not runs/)
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
@@ -12,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/include/*.h)
 
-.PHONY: help setup train test lint clean
+.PHONY: help setup train test lint bench clean
 
 help:
 	@sed -n 's/^#  *make/  make/p' Makefile
@@ -23,8 +25,15 @@ train: setup
 	$(BIN)/python launch/pretrain.py experiment=default $(ARGS)
 	$(BIN)/python launch/generate.py run=runs/default prompt="def "
 
+bench: setup
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# One thread per process: tests start up to eight ranks at a time, and threads that outnumber cores spin.
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+bench: setup
+	$(BIN)/python -m tests.bench $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

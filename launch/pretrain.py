@@ -14,10 +14,13 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from engine.config import Config
 from engine.errors import ConfigError
 from engine.validate import validate
-from launch.ranks import is_rank, run_rank, start_ranks
+from launch.rank import is_rank, run_rank
+from launch.ranks import start_ranks
 from launch.settings import repeat_flags, run_with_config
 
 

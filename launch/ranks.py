@@ -9,23 +9,18 @@ the others, instead of the agent's page about child processes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import json
 import logging
 import os
 import signal
 import sys
 import tempfile
 import threading
-import time
-import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -33,15 +28,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from engine.errors import EngineError
+from launch.rank import BUG, INTERRUPTED, LAUNCHER, USER_ERROR
 
-USER_ERROR, BUG, INTERRUPTED = 2, 1, 130  # exit codes
-_LAUNCHER = "TRIMARAN_LAUNCHER"  # set for ranks started here: the process id of the launcher
 _GRACE_S = 15  # how long ranks may outlive a failed peer: a blocked collective does not hear SIGTERM
-_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-
-# Phrases by which a rank says that it failed only because a peer was gone.
-_ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out")
 
 
 @dataclass(frozen=True)
@@ -50,9 +39,6 @@ class Outcome:
 
     code: int
     stopped: bool = False
-
-
-# -- in the launcher -------------------------------------------------------------------------------------------
 
 
 def start_ranks(command: list[str], count: int) -> Outcome:
@@ -156,7 +142,7 @@ def _environment(count: int) -> Iterator[None]:
         "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     }
-    fresh = {key: value for key, value in wanted.items() if key not in os.environ} | {_LAUNCHER: str(os.getpid())}
+    fresh = {key: value for key, value in wanted.items() if key not in os.environ} | {LAUNCHER: str(os.getpid())}
     os.environ.update(fresh)
     try:
         yield
@@ -216,69 +202,3 @@ def _kind(failure: ProcessFailure) -> str:
 
 def _precedence(failure: ProcessFailure) -> int:
     return _KINDS.index(_kind(failure))
-
-
-# -- in a rank -------------------------------------------------------------------------------------------------
-
-
-def is_rank() -> bool:
-    """Return whether this process was started as a rank, by us, torchrun or a batch system."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def run_rank(body: Callable[[], int]) -> int:
-    """Run `body`, a rank's whole work, and return its exit code; a failure is told to whoever can show it.
-
-    Under torchrun there is no launcher of ours: a user's mistake is printed by the first rank that meets it, and
-    anything else is left to torchrun.
-    """
-    ours = _LAUNCHER in os.environ
-    if ours:
-        _die_with(int(os.environ[_LAUNCHER]))
-    try:
-        return body()
-    except EngineError as error:
-        if ours:
-            _report("user", str(error))
-        elif _is_first_to_fail():
-            print(f"trimaran: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception as error:
-        if not ours:
-            raise
-        _report("echo" if _is_echo(error) else "bug", traceback.format_exc())
-        return BUG
-
-
-def _die_with(launcher: int) -> None:
-    """Have the kernel kill this rank if the launcher is killed: an orphan would go on writing to the run folder."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _report(kind: str, text: str) -> None:
-    """Write the agent's error file for this rank: its format, and the kind of failure."""
-    with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
-        json.dump({"message": text, "timestamp": int(time.time()), "kind": kind}, file)
-
-
-def _is_echo(error: Exception) -> bool:
-    """Return whether `error` most likely means that another rank failed first."""
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or (
-        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _ECHOES)
-    )
-
-
-def _is_first_to_fail() -> bool:
-    """Ask the job's store; say yes when it cannot be reached, so that no message is lost."""
-    try:
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
-        )
-        return store.add(f"trimaran/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
-    except (KeyError, RuntimeError):
-        return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ def run_with_config(task: Task, argv: list[str]) -> int:
     returns other than 0.
     """
     flags = get_args_parser().parse_args(argv)
+    if flags.help or flags.hydra_help or flags.cfg or flags.info:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a page for people: `--help | head` ends quietly
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them over many lines
     try:
         overrides = _parse(flags.overrides)

@@ -14,7 +14,6 @@ import pytest
 from tests.launch.processes import REPO, environment
 
 LAUNCHER = str(REPO / "tests" / "launch" / "toy_launcher.py")
-TOY = str(REPO / "tests" / "launch" / "toy_rank.py")
 TIMEOUT = 90
 
 
@@ -114,13 +113,3 @@ def test_ranks_die_with_a_killed_launcher(tmp_path: Path, training: subprocess.P
     training.kill()
     training.communicate(timeout=TIMEOUT)
     wait_until(lambda: not any(is_alive(tmp_path / f"pid{rank}") for rank in range(2)), seconds=10)
-
-
-def test_under_torchrun_a_mistake_is_printed_by_one_rank(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOY, "mistake-of-all",
-         str(tmp_path)],
-        env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert done.stderr.count("trimaran: corpus.jsonl is empty") == 1

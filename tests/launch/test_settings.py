@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from engine.config import Config
 from engine.errors import DataError
@@ -51,7 +53,7 @@ def test_defaults_are_typed() -> None:
     config = compose()
     assert isinstance(config, Config)
     assert config.model.name == "llama-tiny"
-    assert config.data.format == "builtin"
+    assert config.parallel.tp == 1
     assert config.data.cache_dir == "runs/data"
     validate(config, 1)
 
@@ -166,6 +168,13 @@ def test_help_lists_every_group_option_and_key_with_its_comment(capsys: pytest.C
         for documented in section.keys:
             assert documented.comment in page
     assert "data.cache_dir=${run.root}/data" in page
+
+
+def test_help_shows_the_real_defaults() -> None:
+    defaults: Any = OmegaConf.to_container(OmegaConf.structured(Config), resolve=False)
+    for section in helptext.sections():
+        shown = OmegaConf.create("\n".join(f"{key.name}: {key.default}" for key in section.keys))
+        assert OmegaConf.to_container(shown, resolve=False) == defaults[section.name]
 
 
 def test_repeated_flags_are_those_that_choose_the_configuration() -> None:

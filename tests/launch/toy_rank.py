@@ -9,11 +9,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-import torch
-import torch.distributed as dist
-
 from engine.errors import DataError
-from launch.ranks import run_rank
+from launch.rank import run_rank
 
 
 def behave(what: str, folder: Path) -> int:
@@ -24,9 +21,19 @@ def behave(what: str, folder: Path) -> int:
         return 0
     if what == "mistake-of-all":
         raise DataError("corpus.jsonl is empty; write data.paths=[another].")
-    dist.init_process_group("gloo")
     if what == "train":
         return train(rank, folder)
+    if rank == 1 and what == "exit":
+        os._exit(7)
+    return fail_beside_a_peer(what, rank)
+
+
+def fail_beside_a_peer(what: str, rank: int) -> int:
+    """Fail in rank 1 while rank 0 waits for it, and so fails too: that must not be what is shown."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
     if rank == 1:
         if what == "mistake-of-one":
             raise DataError("shard 1 is gone; restore it.")
@@ -34,14 +41,12 @@ def behave(what: str, folder: Path) -> int:
             raise ZeroDivisionError("a bug of ours")
         if what == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "exit":
-            os._exit(7)
-    dist.all_reduce(torch.ones(1))  # the peer is gone: this fails too, and must not be what is shown
+    dist.all_reduce(torch.ones(1))
     return 0
 
 
 def train(rank: int, folder: Path) -> int:
-    """Make steps until asked to stop, agree on it, save."""
+    """Make steps until asked to stop, then save, counting the signals that arrive meanwhile."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -50,14 +55,9 @@ def train(rank: int, folder: Path) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
     (folder / f"pid{rank}").write_text(str(os.getpid()))
-    while True:
-        vote = torch.tensor(float(bool(asked)))
-        dist.all_reduce(vote)
-        if vote > 0:
-            break
+    while not asked:
         time.sleep(0.02)
-    time.sleep(0.3)  # saving; a second signal would be noted here
-    dist.destroy_process_group()
+    time.sleep(0.5)  # saving; a second signal would be noted here
     (folder / f"saved{rank}").write_text(f"{len(asked)} signals")
     return 0
 
