@@ -5,7 +5,6 @@
 #   make train ARGS=...   the same with overrides, such as ARGS="train.steps=1000 optim.lr=1e-3"
 #   make test             lint, types, tests; ARGS=... are for pytest, such as ARGS="tests/monitor -x"
 #   make lint             lint and types only
-#   make bench            measure speed against the same model in plain torch, in one run on this machine
 #   make bench            measure against plain torch (some minutes; ARGS=--quick only shows that it works)
 #   make clean            remove .venv and what the build left (not runs/)
 
@@ -24,9 +23,6 @@ setup: $(VENV)/.ready
 train: setup
 	$(BIN)/python launch/pretrain.py experiment=default $(ARGS)
 	$(BIN)/python launch/generate.py run=runs/default prompt="def "
-
-bench: setup
-	$(BIN)/python -m tests.bench $(ARGS)
 
 # One thread per process: tests start up to eight ranks at a time, and threads that outnumber cores spin.
 test: lint
