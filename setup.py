@@ -1,4 +1,4 @@
-"""Build Trimaran: the Python packages and `engine._C`, the fused CPU kernels.
+"""Build Trimaran: the Python packages and `engine._C`, the fused kernels: for CPUs, and for GPUs if torch has CUDA.
 
     pip install --no-build-isolation -e .[dev]
 
@@ -9,7 +9,6 @@ everything then runs on the plain torch references.
 from __future__ import annotations
 
 import os
-import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+EXACT = ("random.cpp",)  # bit-identical to engine/ops/philox.py
 
 
 def version() -> str:
@@ -30,25 +30,46 @@ def extension() -> dict[str, Any]:
     if os.environ.get("ENGINE_NO_EXT") == "1":
         return {}
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError:
         raise SystemExit(
             "torch must be installed before trimaran is built: pip install torch==2.13.0, then "
             "pip install --no-build-isolation -e . (or set ENGINE_NO_EXT=1 to go without compiled kernels)"
         ) from None
-    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp"]
-    if platform.machine() not in ("x86_64", "AMD64"):
-        flags.append("-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
-    sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
-    kernels = CppExtension(
+
+    class Build(BuildExtension):
+        """Compile EXACT sources without contracting a * b + c into one rounding, which the others profit from."""
+
+        def build_extensions(self) -> None:
+            compile_one = self.compiler._compile
+
+            def compile_source(obj: str, src: str, ext: str, cc_args: Any, postargs: Any, pp_opts: Any) -> None:
+                exact = ["-ffp-contract=off"] if Path(src).name in EXACT else []
+                compile_one(obj, src, ext, cc_args, [*postargs, *exact], pp_opts)
+
+            self.compiler._compile = compile_source
+            super().build_extensions()
+
+    cuda = torch.version.cuda is not None and CUDA_HOME is not None
+    if cuda and torch.cuda.device_count() == 0:  # nothing here to build for: build for data centre GPUs
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
+    kernels = (CUDAExtension if cuda else CppExtension)(
         "engine._C",
-        ["csrc/bindings.cpp", *sources],
+        ["csrc/bindings.cpp", *_sources("csrc/cpu"), *(_sources("csrc/cuda") if cuda else [])],
         include_dirs=[str(ROOT / "csrc" / "include")],
-        extra_compile_args=flags,
+        extra_compile_args={
+            "cxx": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"],
+            "nvcc": ["-O3", "-fmad=false"],
+        },
         extra_link_args=["-fopenmp"],
         depends=[str(path) for path in (ROOT / "csrc" / "include").glob("*.h")],
     )
-    return {"ext_modules": [kernels], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=False)}}
+    return {"ext_modules": [kernels], "cmdclass": {"build_ext": Build.with_options(use_ninja=False)}}
+
+
+def _sources(folder: str) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in sorted((ROOT / folder).iterdir()) if path.suffix in (".cpp", ".cu")]
 
 
 setup(

@@ -1,10 +1,15 @@
 // The kernels as torch operators: shapes and dtypes are checked here, work is cut into ranges for torch's threads.
 #include <ATen/Dispatch.h>
-#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <Python.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cmath>
 #include <tuple>
 #include <vector>
 
@@ -234,12 +239,16 @@ TORCH_LIBRARY(trimaran, m) {
   m.def("swiglu(Tensor x) -> Tensor");
   m.def("swiglu_backward(Tensor dy, Tensor x) -> Tensor");
   m.def("ce_stats(Tensor logits, Tensor targets, int start) -> (Tensor, Tensor, Tensor)");
-  m.def("ce_grad_(Tensor(a!) logits, Tensor targets, int start, Tensor max, Tensor log_sum, Tensor scale) -> Tensor(a!)");
+  m.def(
+      "ce_grad_(Tensor(a!) logits, Tensor targets, int start, Tensor max, Tensor log_sum, Tensor scale) "
+      "-> Tensor(a!)");
   m.def(
       "adamw_(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, float lr, float beta1, float "
       "beta2, float eps, float weight_decay, Tensor step, Tensor grad_scale, Tensor keep) -> ()");
   m.def("sum_of_squares(Tensor x) -> Tensor");
-  m.def("fill_normal_(Tensor(a!) out, int key, int[] global_shape, int[] offsets, float std, float mean) -> Tensor(a!)");
+  m.def(
+      "fill_normal_(Tensor(a!) out, int key, int[] global_shape, int[] offsets, float std, float mean) "
+      "-> Tensor(a!)");
   m.def("dropout(Tensor x, int key, Tensor rows, int width, int column, int threshold, float scale) -> Tensor");
 }
 

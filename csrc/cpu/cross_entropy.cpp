@@ -46,12 +46,12 @@ TRIMARAN_CLONES void ce_stats(const double* logits, const int64_t* targets, doub
                               int64_t begin, int64_t end, int64_t v, int64_t start) {
   stats(logits, targets, max, sum, target, begin, end, v, start);
 }
-TRIMARAN_CLONES void ce_grad(float* logits, const int64_t* targets, const float* max, const float* log_sum, const float* scale,
-                             int64_t begin, int64_t end, int64_t v, int64_t start) {
+TRIMARAN_CLONES void ce_grad(float* logits, const int64_t* targets, const float* max, const float* log_sum,
+                             const float* scale, int64_t begin, int64_t end, int64_t v, int64_t start) {
   grad(logits, targets, max, log_sum, scale, begin, end, v, start);
 }
-TRIMARAN_CLONES void ce_grad(double* logits, const int64_t* targets, const double* max, const double* log_sum, const double* scale,
-                             int64_t begin, int64_t end, int64_t v, int64_t start) {
+TRIMARAN_CLONES void ce_grad(double* logits, const int64_t* targets, const double* max, const double* log_sum,
+                             const double* scale, int64_t begin, int64_t end, int64_t v, int64_t start) {
   grad(logits, targets, max, log_sum, scale, begin, end, v, start);
 }
 

@@ -7,39 +7,55 @@
 namespace trimaran {
 namespace {
 
-constexpr int64_t kCounters = 64;  // counters drawn together: ten rounds over an array vectorise, one counter does not
+#define TRIMARAN_ALWAYS __attribute__((always_inline))
 
-// Words [4 * counter, 4 * (counter + kCounters)) of the stream.
-TRIMARAN_INLINE void draw(uint64_t counter, uint64_t key, uint32_t* words) {
-#pragma omp simd
-  for (int64_t i = 0; i < kCounters; ++i) {
+constexpr int64_t kCounters = 64;  // drawn together: ten rounds over an array vectorise, those of one counter do not
+constexpr int64_t kWords = 4 * kCounters;
+
+// Words [4 * counter, 4 * (counter + count)) of the stream, count <= kCounters.
+TRIMARAN_INLINE void draw(uint64_t counter, int64_t count, uint64_t key, uint32_t* words) {
+  uint32_t lanes[4][kCounters];
+  for (int64_t i = 0; i < count; ++i) {
     const Words w = philox(counter + i, key);
-    words[4 * i] = w.w[0];
-    words[4 * i + 1] = w.w[1];
-    words[4 * i + 2] = w.w[2];
-    words[4 * i + 3] = w.w[3];
+    for (int64_t lane = 0; lane < 4; ++lane) lanes[lane][i] = w.w[lane];
   }
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t lane = 0; lane < 4; ++lane) words[4 * i + lane] = lanes[lane][i];
 }
 
 // Call use(offset in the run, words, count) for pieces of the run [first, first + count).
 template <typename Use>
 TRIMARAN_INLINE void for_words(uint64_t key, uint64_t first, int64_t count, Use use) {
-  uint32_t words[4 * kCounters];
+  uint32_t words[kWords];
   int64_t done = 0;
   while (done < count) {
     const uint64_t at = first + done;
-    const int64_t lane = at & 3, length = std::min<int64_t>(4 * kCounters - lane, count - done);
-    draw(at >> 2, key, words);
+    const int64_t lane = at & 3, length = std::min<int64_t>(kWords - lane, count - done);
+    draw(at >> 2, (lane + length + 3) / 4, key, words);
     use(done, words + lane, length);
     done += length;
   }
 }
 
+// Only one number in seven lies in a tail. The centre is computed for all, then the tails, gathered, in a second loop.
 template <typename T>
 TRIMARAN_INLINE void fill(T* out, uint64_t key, uint64_t first, int64_t count, double std, double mean) {
-  for_words(key, first, count, [=](int64_t offset, const uint32_t* words, int64_t length) __attribute__((always_inline)) {
+  for_words(key, first, count, [=](int64_t offset, const uint32_t* words, int64_t length) TRIMARAN_ALWAYS {
+    T* piece = out + offset;
+    int32_t where[kWords];
+    double u[kWords], value[kWords];
+    int64_t tails = 0;
+    for (int64_t i = 0; i < length; ++i) u[i] = to_unit(words[i]);
 #pragma omp simd
-    for (int64_t i = 0; i < length; ++i) out[offset + i] = static_cast<T>(to_normal(words[i]) * std + mean);
+    for (int64_t i = 0; i < length; ++i) piece[i] = static_cast<T>(normal_centre(u[i]) * std + mean);
+    for (int64_t i = 0; i < length; ++i) {
+      value[tails] = u[i];
+      where[tails] = static_cast<int32_t>(i);
+      tails += in_tail(u[i]);
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < tails; ++i) value[i] = normal_tail(value[i]) * std + mean;
+    for (int64_t i = 0; i < tails; ++i) piece[where[i]] = static_cast<T>(value[i]);
   });
 }
 
@@ -47,7 +63,7 @@ template <typename T>
 TRIMARAN_INLINE void drop(const T* x, T* y, uint64_t key, uint64_t first, int64_t count, uint32_t threshold,
                           double scale) {
   const T factor = static_cast<T>(scale);
-  for_words(key, first, count, [=](int64_t offset, const uint32_t* words, int64_t length) __attribute__((always_inline)) {
+  for_words(key, first, count, [=](int64_t offset, const uint32_t* words, int64_t length) TRIMARAN_ALWAYS {
 #pragma omp simd
     for (int64_t i = 0; i < length; ++i) y[offset + i] = words[i] >= threshold ? x[offset + i] * factor : T(0);
   });

@@ -44,10 +44,10 @@ void ce_stats(const float* logits, const int64_t* targets, float* max, float* su
 void ce_stats(const double* logits, const int64_t* targets, double* max, double* sum, double* target, int64_t begin,
               int64_t end, int64_t v, int64_t start);
 // logits <- (exp(logit - max - log_sum) - [column is target]) * scale
-void ce_grad(float* logits, const int64_t* targets, const float* max, const float* log_sum, const float* scale, int64_t begin, int64_t end,
-             int64_t v, int64_t start);
-void ce_grad(double* logits, const int64_t* targets, const double* max, const double* log_sum, const double* scale, int64_t begin,
-             int64_t end, int64_t v, int64_t start);
+void ce_grad(float* logits, const int64_t* targets, const float* max, const float* log_sum, const float* scale,
+             int64_t begin, int64_t end, int64_t v, int64_t start);
+void ce_grad(double* logits, const int64_t* targets, const double* max, const double* log_sum, const double* scale,
+             int64_t begin, int64_t end, int64_t v, int64_t start);
 
 struct AdamW {
   double lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale;

@@ -83,25 +83,34 @@ TRIMARAN_HD double horner(double x, double a0, double a1, double a2, double a3, 
   return ((((((a7 * x + a6) * x + a5) * x + a4) * x + a3) * x + a2) * x + a1) * x + a0;
 }
 
-// A standard normal from one 32-bit word, by the inverse distribution function.
-TRIMARAN_HD double to_normal(uint32_t bits) {
-  const double u = to_unit(bits), q = u - 0.5;
-  const double s = 0.180625 - q * q;
-  const double centre =
-      q *
-      horner(s, 3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
-             4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3) /
-      horner(s, 1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
-             2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3);
-  const double r = plain_sqrt(-plain_log(q < 0 ? u : 1.0 - u)) - 1.6;
-  const double tail =
+// The normal quantile of u in (0, 1), in its two parts: for |u - 1/2| <= 0.425, and for the tails beyond.
+TRIMARAN_HD bool in_tail(double u) { return fabs(u - 0.5) > 0.425; }
+
+TRIMARAN_HD double normal_centre(double u) {
+  const double q = u - 0.5, s = 0.180625 - q * q;
+  return q *
+         horner(s, 3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
+                4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3) /
+         horner(s, 1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
+                2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3);
+}
+
+TRIMARAN_HD double normal_tail(double u) {
+  const double r = plain_sqrt(-plain_log(u < 0.5 ? u : 1.0 - u)) - 1.6;
+  const double size =
       horner(r, 1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0,
              3.64784832476320460504e0, 1.27045825245236838258e0, 2.41780725177450611770e-1,
              2.27238449892691845833e-2, 7.74545014278341407640e-4) /
       horner(r, 1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
              1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4,
              1.05075007164441684324e-9);
-  return fabs(q) <= 0.425 ? centre : (q < 0 ? -tail : tail);
+  return u < 0.5 ? -size : size;
+}
+
+// A standard normal from one 32-bit word, by the inverse distribution function.
+TRIMARAN_HD double to_normal(uint32_t bits) {
+  const double u = to_unit(bits);
+  return in_tail(u) ? normal_tail(u) : normal_centre(u);
 }
 
 }  // namespace trimaran

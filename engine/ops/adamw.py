@@ -38,8 +38,9 @@ def adamw_(
     scaled = torch.where(applied, grad * grad_scale, 0.0)
     first = torch.lerp(exp_avg, scaled, 1.0 - beta1)
     second = exp_avg_sq * beta2 + scaled * scaled * (1.0 - beta2)
-    denominator = (second / (1.0 - beta2**step)).sqrt() + eps
-    updated = param * (1.0 - lr * weight_decay) - lr * (first / (1.0 - beta1**step)) / denominator
+    number = step.double()  # 1 - beta2^step loses most digits of float32 in the first steps
+    denominator = (second / (1.0 - beta2**number)).sqrt() + eps
+    updated = param * (1.0 - lr * weight_decay) - lr * (first / (1.0 - beta1**number)) / denominator
     for old, new in ((param, updated), (exp_avg, first), (exp_avg_sq, second)):
         old.copy_(torch.where(applied, new, old))
 

@@ -1,7 +1,8 @@
-"""Which implementation runs: the compiled CPU kernels of `engine._C`, or the plain torch references.
+"""Which implementation runs: the compiled kernels of `engine._C`, or the plain torch references.
 
-Kernels take float32 and float64 tensors on the CPU; everything else runs on the reference. Nothing is compiled or
-imported before the first use, and an installation without the extension works.
+Kernels take float32 and float64 tensors on the CPU, and, where the extension was built for CUDA, random numbers on
+GPUs; everything else runs on the reference. Nothing is imported before the first use, and an installation without
+the extension works.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def load_error() -> str | None:
         importlib.import_module("engine._C")
     except ImportError as error:
         return str(error)
+    importlib.import_module("engine.ops.fakes")
     return None
 
 
@@ -51,5 +53,15 @@ def active() -> dict[str, str]:
 
 
 def fused(x: Tensor) -> bool:
-    """Return whether a compiled kernel serves `x`."""
+    """Return whether a compiled CPU kernel serves `x`."""
     return x.is_cpu and x.dtype in _DTYPES and _selected != "reference" and load_error() is None
+
+
+def drawn_on_gpu(x: Tensor, op: str, *dtypes: torch.dtype) -> bool:
+    """Return whether the CUDA kernel of `op`, which takes `dtypes`, serves `x`."""
+    return x.is_cuda and x.dtype in dtypes and _selected != "reference" and load_error() is None and _on_cuda(op)
+
+
+@functools.cache
+def _on_cuda(op: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"trimaran::{op}", "CUDA")

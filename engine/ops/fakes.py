@@ -1,0 +1,69 @@
+"""What each compiled operator returns for fake tensors: shapes and dtypes without data, for tracing and planning.
+
+Importing this registers them; it needs `engine._C`, which declares the operators (see `engine.ops.backend`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import register_fake
+
+
+@register_fake("trimaran::rms_norm")
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((*x.shape[:-1], 1))
+
+
+@register_fake("trimaran::rms_norm_backward")
+def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[-1:])
+
+
+@register_fake("trimaran::rope")
+def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@register_fake("trimaran::swiglu")
+def _swiglu(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+@register_fake("trimaran::swiglu_backward")
+def _swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@register_fake("trimaran::ce_stats")
+def _ce_stats(logits: Tensor, targets: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(logits.new_empty(logits.shape[:1]) for _ in range(3))  # type: ignore[return-value]
+
+
+@register_fake("trimaran::ce_grad_")
+def _ce_grad_(logits: Tensor, targets: Tensor, start: int, max: Tensor, log_sum: Tensor, scale: Tensor) -> Tensor:
+    return logits
+
+
+@register_fake("trimaran::adamw_")
+def _adamw_(*_: object) -> None:
+    return None
+
+
+@register_fake("trimaran::sum_of_squares")
+def _sum_of_squares(x: Tensor) -> Tensor:
+    return x.new_empty((), dtype=torch.float64)
+
+
+@register_fake("trimaran::fill_normal_")
+def _fill_normal_(
+    out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], std: float, mean: float
+) -> Tensor:
+    return out
+
+
+@register_fake("trimaran::dropout")
+def _dropout(x: Tensor, key: int, rows: Tensor, width: int, column: int, threshold: int, scale: float) -> Tensor:
+    return torch.empty_like(x)
