@@ -13,6 +13,18 @@ from engine.config import ModelConfig
 from engine.errors import ConfigError, did_you_mean
 
 
+# Fields of any config.json that do not change what the network computes.
+INERT = frozenset(
+    {
+        "_name_or_path", "_attn_implementation_autoset", "transformers_version", "torch_dtype", "dtype", "use_cache",
+        "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "tokenizer_class", "task_specific_params",
+        "n_ctx", "output_attentions", "output_hidden_states", "return_dict", "is_decoder", "is_encoder_decoder",
+        "id2label", "label2id", "problem_type", "chunk_size_feed_forward", "auto_map",
+        "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+    }
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Link:
     """Their tensor `theirs` is our tensors `ours` stacked along dim 0, then transposed if `transpose` (Conv1D)."""
@@ -37,7 +49,8 @@ class Family:
     """One architecture of transformers.
 
     `fits(config)` names the first trait the family cannot express, None when it can express all. `write` makes
-    config.json for a vocabulary size, `read` turns one back and stops at any field it would have to ignore.
+    config.json for a vocabulary size, `read` turns one back. A field is either written by `write`, one of the
+    `checked` ones whose value `read` insists on, or inert; any other stops an import.
     """
 
     architecture: str
@@ -45,6 +58,7 @@ class Family:
     write: Callable[[ModelConfig, int], dict[str, Any]]
     read: Callable[[dict[str, Any]], ModelConfig]
     links: Callable[[ModelConfig], list[Link]]
+    checked: frozenset[str]
 
 
 def require(found: dict[str, Any], **allowed: Any) -> None:
@@ -64,3 +78,16 @@ def find(families: dict[str, Family], architecture: str) -> Family:
     if architecture not in families:
         raise ConfigError(f"config.json: architecture {architecture} is unknown.{did_you_mean(architecture, families)}")
     return families[architecture]
+
+
+def read_config(family: Family, found: dict[str, Any]) -> ModelConfig:
+    """Return the model of a config.json; raise ConfigError at a field that would have to be ignored."""
+    try:
+        config = family.read(found)
+    except KeyError as missing:
+        raise ConfigError(f"config.json: the field {missing} is missing for {family.architecture}.") from None
+    known = set(family.write(config, 0)) | family.checked | INERT
+    foreign = sorted(set(found) - known)
+    if foreign:
+        raise ConfigError(f"config.json: {foreign[0]}={found[foreign[0]]!r} has no counterpart here.")
+    return config

@@ -22,7 +22,7 @@ from engine.checkpoint.writer import CheckpointWriter
 from engine.config import Config, ModelConfig
 from engine.data.tokenizer import Tokenizer
 from engine.errors import CheckpointError, ConfigError
-from engine.interchange.family import Family, Link, find
+from engine.interchange.family import Family, Link, find, read_config
 from engine.interchange.gpt2 import GPT2
 from engine.interchange.llama import LLAMA
 from engine.models.transformer import parameter_shapes
@@ -110,7 +110,7 @@ def import_folder(source: Path, run_folder: Path) -> ModelConfig:
         raise CheckpointError(f"{config_file} is missing; a Hugging Face model folder has one.")
     found = json.loads(config_file.read_text())
     family = find(FAMILIES, (found.get("architectures") or ["(none named)"])[0])
-    config = family.read(found)
+    config = read_config(family, found)
     vocab = found["vocab_size"]
     tokenizer = source / "tokenizer.json"
     meta = {

@@ -97,4 +97,7 @@ def _pair(ours: tuple[str, ...], theirs: str, transpose: bool = False) -> list[L
     return [weight, Link(tuple(f"{name}.bias" for name in ours), f"{theirs}.bias")]
 
 
-GPT2 = Family("GPT2LMHeadModel", fits, write, read, links)
+CHECKED = frozenset(
+    {"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"}
+)
+GPT2 = Family("GPT2LMHeadModel", fits, write, read, links, CHECKED)

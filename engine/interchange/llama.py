@@ -21,14 +21,8 @@ _BLOCK = {
 
 
 def fits(config: ModelConfig) -> str | None:
-    """Llama has one switch for all attention biases and no dropout but on attention probabilities."""
-    wanted = {
-        "norm": "rmsnorm",
-        "positions": "rope",
-        "activation": "swiglu",
-        "hidden_dropout": 0.0,
-        "embedding_dropout": 0.0,
-    }
+    """Llama has one switch for all attention biases. Dropout shapes training only: what it lacks of it is left out."""
+    wanted = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu"}
     for trait, value in wanted.items():
         if getattr(config, trait) != value:
             return trait
@@ -105,4 +99,5 @@ def links(config: ModelConfig) -> list[Link]:
     return made
 
 
-LLAMA = Family("LlamaForCausalLM", fits, write, read, links)
+CHECKED = frozenset({"rope_scaling", "rope_parameters", "pretraining_tp"})
+LLAMA = Family("LlamaForCausalLM", fits, write, read, links, CHECKED)
