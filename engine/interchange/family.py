@@ -12,7 +12,6 @@ from torch import Tensor
 from engine.config import ModelConfig
 from engine.errors import ConfigError, did_you_mean
 
-
 # Fields of any config.json that do not change what the network computes.
 INERT = frozenset(
     {

@@ -153,7 +153,7 @@ def _tensor_files(source: Path) -> dict[str, Path]:
     files = sorted(source.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{source} holds no .safetensors files; pickled weights are never loaded.")
-    places = {}
+    places: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)

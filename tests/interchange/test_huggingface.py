@@ -174,3 +174,19 @@ def test_presets_have_their_published_parameter_counts(preset: str, vocab: int, 
     config = ModelConfig(**{str(k): v for k, v in found.items() if k != "defaults"})
     assert config.vocab_size in (vocab, None)
     assert count_parameters(config, vocab) == expected
+
+
+@case
+def test_a_folder_that_transformers_saved_is_imported(traits: dict[str, Any], tmp_path: Path) -> None:
+    """config.json as transformers itself writes it, with all its default fields."""
+    config = ModelConfig(**traits)
+    weights = random_weights(config)
+    their_model(config, weights).float().save_pretrained(tmp_path / "hf")
+    back = import_folder(tmp_path / "hf", tmp_path / "run")
+    assert family_of(back).write(back, VOCAB) == family_of(config).write(config, VOCAB)
+    found = find_checkpoint(tmp_path / "run" / "checkpoints", rank=0, world=1, agree=lambda mine: mine)
+    assert found is not None
+    for name, weight in weights.items():
+        out = torch.empty(weight.shape)
+        found.read(f"master/{name}", (0,) * weight.ndim, out)
+        assert torch.equal(out, weight.float()), name
