@@ -29,7 +29,7 @@ def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
     progress = min(1.0, max(0.0, (step - begin) / max(1, decay_steps - begin)))
     if config.schedule == "cosine":
         progress = 0.5 * (1.0 - math.cos(math.pi * progress))
-    return config.lr + (config.min_lr - config.lr) * progress
+    return config.lr * (1.0 - progress) + config.min_lr * progress
 
 
 def global_batch(consumed: int, config: TrainConfig) -> int:
