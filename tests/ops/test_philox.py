@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.ops import backend
+from engine.ops import backend, philox
 from engine.ops.philox import dropout, fill_normal_, make_key, normal, philox4x32, random_bits, uniform
 
 # Random123's kat_vectors, philox 4x32, 10 rounds: counter, key (low word first), result
@@ -52,8 +52,17 @@ def test_normals_are_normal() -> None:
     assert abs(z.mean()) < 0.004
     assert abs(z.std() - 1) < 0.003
     assert abs((z**4).mean() - 3) < 0.03
-    edge = torch.tensor([0.0])  # the most extreme words
-    assert torch.isfinite(edge).all()
+
+
+def test_the_most_extreme_words_give_finite_normals(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = torch.tensor([0, 2**32 - 1, 2**31 - 1, 2**31, int(0.075 * 2**32), int(0.075 * 2**32) + 1])
+    monkeypatch.setattr(philox, "random_bits", lambda key, index: words)
+    u = (words.double() + 0.5) / 2**32
+    assert torch.equal(uniform(0, words), u)
+    z = normal(0, words)
+    torch.testing.assert_close(z, torch.special.ndtri(u), rtol=1e-9, atol=1e-12)
+    assert z[0] == -z[1]
+    assert 6.2 < z[1] < 6.5
 
 
 @given(shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), data=st.data())

@@ -1,0 +1,88 @@
+"""Every compiled operator on fake tensors gives the shapes, dtypes and strides that it gives on real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from engine.ops import backend
+from engine.ops.activation import swiglu
+from engine.ops.adamw import adamw_, sum_of_squares
+from engine.ops.cross_entropy import ce_grad_, ce_stats
+from engine.ops.norm import rms_norm
+from engine.ops.philox import dropout, fill_normal_
+from engine.ops.rope import rope, rope_tables
+from tests.fake_cuda import run_fake_cuda
+
+
+def _swiglu() -> Any:
+    return swiglu(torch.ones(2, 3, 8))
+
+
+def _rms_norm() -> Any:
+    return rms_norm(torch.ones(2, 3, 8), torch.ones(8), 1e-5)
+
+
+def _rope() -> Any:
+    return rope(torch.ones(2, 3, 6, 8)[:, :, :4], *rope_tables(torch.arange(3), 8, 1e4))
+
+
+def _dropout() -> Any:
+    return dropout(torch.ones(2, 3, 8), 0.1, 2**63 + 1, torch.ones(2, 3, dtype=torch.int64), 8)
+
+
+def _cross_entropy() -> Any:
+    logits, targets = torch.ones(5, 11), torch.ones(5, dtype=torch.int64)
+    largest, total, target = ce_stats(logits, targets, 0)
+    return ce_grad_(logits, targets, 0, largest, total, target), largest, total, target
+
+
+def _adamw() -> Any:
+    flat, one = [torch.ones(10) for _ in range(4)], torch.ones(())
+    adamw_(*flat, lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.1, step=one, grad_scale=one, keep=one)
+    return *flat, sum_of_squares(flat[0])
+
+
+def _normal() -> Any:
+    return fill_normal_(torch.ones(4, 5), 7, (8, 5), (2, 0), 1.0)
+
+
+CALLS = [_swiglu, _rms_norm, _rope, _dropout, _cross_entropy, _adamw, _normal]
+
+
+def outline(tensors: Any, device: str = "cpu") -> list[Any]:
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    assert all(tensor.device.type == device for tensor in tensors)
+    return [[list(tensor.shape), str(tensor.dtype), list(tensor.stride())] for tensor in tensors]
+
+
+def outlines_on_cuda() -> list[Any]:
+    with torch.device("cuda"):
+        return [outline(call(), "cuda") for call in CALLS]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_shapes(call: Callable[[], Any], each_backend: str) -> None:
+    real = outline(call())
+    with FakeTensorMode():
+        assert outline(call()) == real
+
+
+def test_fake_cuda_tensors_give_the_same() -> None:
+    assert run_fake_cuda(outlines_on_cuda, world=1) == [outline(call()) for call in CALLS]
+
+
+def test_backward() -> None:
+    backend.select("auto")
+    with FakeTensorMode():
+        x, w = torch.ones(2, 3, 4, 8, requires_grad=True), torch.ones(8, requires_grad=True)
+        y = rope(rms_norm(x, w, 1e-5), *rope_tables(torch.arange(3), 8, 1e4))
+        dropout(swiglu(y), 0.1, 1, torch.ones(2, 3, 4, dtype=torch.int64), 4).sum().backward()
+    assert x.grad is not None
+    assert w.grad is not None
+    assert (x.grad.shape, w.grad.shape) == (x.shape, w.shape)
