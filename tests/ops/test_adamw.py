@@ -56,8 +56,8 @@ def test_part_of_a_flat_buffer() -> None:
     buffers = [draw(i, 50).float().abs() for i in range(4)]
     alone = [buffer[7:31].clone() for buffer in buffers]
     before = [buffer.clone() for buffer in buffers]
-    update(*[buffer[7:31] for buffer in buffers], step=2, scale=1.0, keep=1.0)
-    update(*alone, step=2, scale=1.0, keep=1.0)
+    for p, g, m, v in ([buffer[7:31] for buffer in buffers], alone):
+        update(p, g, m, v, 2, scale=1.0, keep=1.0)
     for buffer, old, part in zip(buffers, before, alone, strict=True):
         torch.testing.assert_close(buffer[7:31], part, rtol=1e-6, atol=1e-7)
         assert torch.equal(buffer[:7], old[:7])

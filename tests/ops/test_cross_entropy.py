@@ -35,7 +35,8 @@ def in_parts(logits: Tensor, targets: Tensor, edge: int) -> Tensor:
         def backward(ctx: Any, *grads: Any) -> Any:
             parts = [part.clone() for part, _ in ctx.parts]  # gradcheck comes here more than once
             for part, (_, start) in zip(parts, ctx.parts, strict=True):
-                grad = ce_grad_(part, targets, start, *ctx.rows, grads[0])
+                largest, log_sum = ctx.rows
+                grad = ce_grad_(part, targets, start, largest, log_sum, grads[0])
                 assert part.data_ptr() == grad.data_ptr(), "the gradient must overwrite the logits"
             return torch.cat(parts, dim=1)
 

@@ -105,6 +105,7 @@ def test_dropout_drops_by_address_on_every_backend(rows: int, width: int, column
         leaf = x.clone().requires_grad_()
         y = dropout(leaf, p, key, address, width + column, column)
         y.sum().backward()
+        assert leaf.grad is not None
         results.append((y.detach(), leaf.grad))
     backend.select("auto")
     assert torch.equal(results[0][0], results[1][0])
