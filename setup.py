@@ -78,7 +78,6 @@ setup(
     description="A 3D-parallel pretraining engine for large language models: every layout gives the same training",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["engine", "engine.*", "launch", "launch.*"]),
     install_requires=[
