@@ -7,22 +7,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from engine.checkpoint.reader import Checkpoint
 from engine.checkpoint.state import read_piece
-from engine.config import ModelConfig
 from engine.data.batch import MicroBatch
+from engine.interchange.saved import SavedModel
 from engine.models.transformer import Chunk, make_pass, plain_chunk
 from engine.ops.philox import make_key, uniform
 from engine.parallel.sharding import pieces_of
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype = torch.float32) -> Chunk:
-    """Return the whole model of a checkpoint, ready for `logits`."""
-    config = ModelConfig(**checkpoint.meta["config"]["model"])
-    model = plain_chunk(config, int(checkpoint.meta["vocab_size"]), dtype, device).eval()
+def load_model(saved: SavedModel, device: torch.device, dtype: torch.dtype = torch.float32) -> Chunk:
+    """Return the whole model, ready for `logits`; CheckpointError when the tensors are those of another one."""
+    model = plain_chunk(saved.config, saved.vocab, dtype, device).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            weight.copy_(torch.cat([read_piece(checkpoint, piece, dtype, device) for piece in pieces_of(weight)]))
+            pieces = pieces_of(weight)
+            for rows, piece in zip(weight.split([piece.shape[0] for piece in pieces]), pieces, strict=True):
+                rows.copy_(read_piece(saved.checkpoint, piece, dtype, device))
     return model
 
 

@@ -1,61 +1,50 @@
 """Exchange models with Hugging Face.
 
-    python launch/convert.py export RUN OUT     OUT opens with AutoModelForCausalLM.from_pretrained(OUT)
-    python launch/convert.py import FOLDER RUN  RUN becomes a run folder; start from it with checkpoint.load=RUN
+    python launch/convert.py export RUN OUT [--dtype bf16]   AutoModelForCausalLM.from_pretrained(OUT) opens OUT
+    python launch/convert.py import FOLDER RUN               makes a run folder to train and generate from
 
-RUN is a run folder (its newest whole checkpoint is read) or a checkpoint folder of one.
+RUN to export is a run folder (its newest whole checkpoint is taken) or one checkpoint of it.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint
-from engine.config import ModelConfig
-from engine.errors import CheckpointError, EngineError
-from engine.interchange.folder import export_folder, import_folder
-
-
-def open_run(path: Path) -> tuple[Checkpoint, Path]:
-    """Return the checkpoint that a run or checkpoint folder means, and the run folder."""
-    if (path / "manifest.json").exists():
-        return open_checkpoint(path), path.parent.parent
-    found = find_checkpoint(path / "checkpoints", rank=0, world=1, agree=lambda mine: mine)
-    if found is None:
-        raise CheckpointError(f"{path} is neither a checkpoint nor a run folder that holds one.")
-    return found, path
-
-
-def export_run(run: Path, out: Path) -> str:
-    checkpoint, folder = open_run(run)
-    name = checkpoint.meta.get("tokenizer")
-    export_folder(checkpoint, folder / name if name else None, out)
-    return f"{out}: step {checkpoint.step} of {folder} for transformers"
-
-
-def import_run(source: Path, run: Path) -> str:
-    config = import_folder(source, run)
-    plain, changed = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config)
-    settings = " ".join(f"model.{key}={value}" for key, value in changed.items() if value != plain[key])
-    return f"{run}: start from it with checkpoint.load={run} {settings}"
+from engine.device import DTYPES
+from engine.errors import EngineError
+from engine.interchange.convert import export_run, import_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    actions = {"export": export_run, "import": import_run}
-    if len(arguments) != 3 or arguments[0] not in actions:
-        print(__doc__, file=sys.stderr)
-        return 2
+    options = _parser().parse_args(arguments)
     try:
-        print(actions[arguments[0]](Path(arguments[1]), Path(arguments[2])))
+        if options.action == "export":
+            export_run(options.run, options.out, DTYPES[options.dtype], print)
+        else:
+            import_folder(options.folder, options.run, print)
     except EngineError as error:
         print(f"trimaran: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    export = actions.add_parser("export", help="a run of ours to a Hugging Face folder")
+    export.add_argument("run", type=Path, help="a run folder, or one of its checkpoints")
+    export.add_argument("out", type=Path, help="the folder to make")
+    export.add_argument(
+        "--dtype", choices=sorted(DTYPES), default="fp32", help="of the weights (fp32, as they are kept)"
+    )
+    take = actions.add_parser("import", help="a Hugging Face folder to a run folder of ours")
+    take.add_argument("folder", type=Path, help="holds config.json and model.safetensors")
+    take.add_argument("run", type=Path, help="the run folder to make")
+    return parser
 
 
 if __name__ == "__main__":

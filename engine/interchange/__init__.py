@@ -1,1 +1,1 @@
-"""Models in Hugging Face's format, both ways: one declarative map of names and layouts per family."""
+"""Weights and configurations to and from Hugging Face folders: one map per family, as data."""

@@ -1,103 +1,81 @@
-"""LlamaForCausalLM: RMSNorm, half-split RoPE, SwiGLU, grouped kv heads."""
+"""LlamaForCausalLM: RMSNorm, rotary positions, SwiGLU, grouped kv heads."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from engine.config import ModelConfig
-from engine.interchange.family import Family, Link, require
+from engine.errors import ConfigError
+from engine.interchange.family import HEAD, Family, Field, Link
 
-_BLOCK = {
-    "norm1": "input_layernorm",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.out": "self_attn.o_proj",
-    "norm2": "post_attention_layernorm",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-}
+_PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 
 
-def fits(config: ModelConfig) -> str | None:
-    """Llama has one switch for all attention biases. Dropout shapes training only: what it lacks of it is left out."""
-    wanted = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu"}
-    for trait, value in wanted.items():
-        if getattr(config, trait) != value:
-            return trait
-    return "attention_out_bias" if config.attention_bias != config.attention_out_bias else None
+def _settle(plain: dict[str, Any]) -> dict[str, Any]:
+    """Fold `rope_parameters` (transformers 5) and `rope_scaling` (4) into rope_theta; only plain rope is ours."""
+    plain = dict(plain)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = plain.pop(key, {})
+        if not isinstance(rope, dict):
+            raise ConfigError(f"config.json has {key}={rope}, which is no object.")
+        rope = {name: value for name, value in rope.items() if value is not None}
+        if "rope_theta" in rope:
+            plain["rope_theta"] = rope.pop("rope_theta")
+        changes = {name: value for name, value in rope.items() if value != _PLAIN_ROPE.get(name)}
+        if changes:
+            raise ConfigError(f"config.json has {key}={changes}, a change of the rotary positions we cannot represent.")
+    return plain
 
 
-def write(config: ModelConfig, vocab: int) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocab,
-        "hidden_size": config.hidden,
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads or config.heads,
-        "head_dim": config.head_dim or config.hidden // config.heads,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "initializer_range": config.init_std,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "attention_bias": config.attention_bias,
-        "attention_dropout": config.attention_dropout,
-        "mlp_bias": config.mlp_bias,
-        "tie_word_embeddings": config.tied_embeddings,
-        "torch_dtype": "float32",
-    }
+def _limits(config: ModelConfig) -> list[str]:
+    if config.hidden % config.heads:
+        return [f"model.hidden={config.hidden} with model.heads={config.heads}, which does not divide it"]
+    return []
 
 
-def read(found: dict[str, Any]) -> ModelConfig:
-    require(found, hidden_act="silu", rope_scaling=(None,), pretraining_tp=1)
-    rope = found.get("rope_parameters") or {}
-    require(rope, rope_type="default")
-    heads = found["num_attention_heads"]
-    bias = found.get("attention_bias", False)
-    return ModelConfig(
-        name="llama",
-        layers=found["num_hidden_layers"],
-        hidden=found["hidden_size"],
-        heads=heads,
-        kv_heads=found.get("num_key_value_heads") or heads,
-        head_dim=found.get("head_dim"),
-        ffn=found["intermediate_size"],
-        vocab_size=found["vocab_size"],
-        norm="rmsnorm",
-        norm_eps=found.get("rms_norm_eps", 1e-6),
-        positions="rope",
-        rope_theta=float(found.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        max_positions=found.get("max_position_embeddings", 2048),
-        activation="swiglu",
-        attention_bias=bias,
-        attention_out_bias=bias,
-        mlp_bias=found.get("mlp_bias", False),
-        tied_embeddings=found.get("tie_word_embeddings", False),
-        attention_dropout=found.get("attention_dropout", 0.0),
-        init_std=found.get("initializer_range", 0.02),
-    )
+_ATTENTION, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
 
-
-def links(config: ModelConfig) -> list[Link]:
-    made = [
-        Link(("embedding.weight",), "model.embed_tokens.weight"),
-        Link(("final_norm.weight",), "model.norm.weight"),
-    ]
-    if not config.tied_embeddings:
-        made.append(Link(("head.weight",), "lm_head.weight"))
-    for layer in range(config.layers):
-        for ours, theirs in _BLOCK.items():
-            parts = ["weight"]
-            if (ours.startswith("attention") and config.attention_bias) or (ours.startswith("mlp") and config.mlp_bias):
-                parts.append("bias")
-            made += [Link((f"layers.{layer}.{ours}.{p}",), f"model.layers.{layer}.{theirs}.{p}") for p in parts]
-    return made
-
-
-CHECKED = frozenset({"rope_scaling", "rope_parameters", "pretraining_tp"})
-LLAMA = Family("LlamaForCausalLM", fits, write, read, links, CHECKED)
+LLAMA = Family(
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    traits={"norm": "rmsnorm", "positions": "rope"},
+    fields=(
+        Field("vocab_size", ("vocab_size",), int, 32000),
+        Field("hidden_size", ("hidden",), int, 4096),
+        Field("intermediate_size", ("ffn",), int, 11008),
+        Field("num_hidden_layers", ("layers",), int, 32),
+        Field("num_attention_heads", ("heads",), int, 32),
+        Field("num_key_value_heads", ("kv_heads",), int),
+        Field("head_dim", ("head_dim",), int),
+        Field("hidden_act", ("activation",), str, "silu", {"silu": "swiglu", "swish": "swiglu"}),
+        Field("max_position_embeddings", ("max_positions",), int, 2048),
+        Field("rms_norm_eps", ("norm_eps",), float, 1e-6),
+        Field("rope_theta", ("rope_theta",), float, 10000.0),
+        Field("attention_bias", ("attention_bias", "attention_out_bias"), bool, False),
+        Field("mlp_bias", ("mlp_bias",), bool, False),
+        Field("tie_word_embeddings", ("tied_embeddings",), bool, False),
+        Field("attention_dropout", ("attention_dropout",), float, 0.0),
+        Field("initializer_range", ("init_std",), float, 0.02),
+    ),
+    links=(
+        Link("embedding.weight", "model.embed_tokens.weight"),
+        *(
+            Link(f"layers.{{}}.attention.{ours}.{part}", f"{_ATTENTION}.{theirs}_proj.{part}")
+            for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o"))
+            for part in ("weight", "bias")
+        ),
+        *(
+            Link(f"layers.{{}}.mlp.{name}.{part}", f"{_MLP}.{name}_proj.{part}")
+            for name in ("gate", "up", "down")
+            for part in ("weight", "bias")
+        ),
+        Link("layers.{}.norm1.weight", "model.layers.{}.input_layernorm.weight"),
+        Link("layers.{}.norm2.weight", "model.layers.{}.post_attention_layernorm.weight"),
+        Link("final_norm.weight", "model.norm.weight"),
+        Link("head.weight", HEAD),
+    ),
+    settle=_settle,
+    limits=_limits,
+    inert=frozenset({"pretraining_tp"}),  # sums the same products in slices
+    buffers=r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+)
