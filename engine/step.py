@@ -151,7 +151,7 @@ class Stepper:
         ]
         total = torch.stack(counts).sum()
         all_reduce(total, self.mesh.dp)
-        return 1.0 / total
+        return 1.0 / total.clamp(min=1.0)  # a batch without any token to learn from has a loss of 0
 
     def _sum_over_world(self, losses: list[Tensor], norm_squared: Tensor, stop: bool) -> tuple[Tensor, ...]:
         """Add up losses (held by the last stage, equal over tp), squared norms and votes to stop, in float64."""

@@ -153,7 +153,7 @@ class Trainer:
         """Take over weights, and unless this is a new run that only starts from them, everything else too."""
         whole = self._is_own(checkpoint) or self.config.checkpoint.load_optimizer
         whole = whole and not checkpoint.meta.get("weights_only", False)  # an imported model
-        _check_same_model(checkpoint, self.config)
+        state.expect_model(checkpoint, self.config.model)
         state.restore(self.stepper.optimizer, checkpoint, moments=whole)
         if whole:
             meta = checkpoint.meta
@@ -293,16 +293,3 @@ class Trainer:
     def close(self) -> None:
         self.writer.close()
         self.monitor.close()
-
-
-def _check_same_model(checkpoint: Checkpoint, config: Config) -> None:
-    """Stop with the first trait that differs from the model the checkpoint holds."""
-    saved = checkpoint.meta["config"]["model"]
-    wanted = dataclasses.asdict(config.model)
-    for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "norm", "positions", "activation",
-                "attention_bias", "attention_out_bias", "mlp_bias", "tied_embeddings", "rope_theta"):  # fmt: skip
-        if key in saved and saved[key] != wanted[key]:
-            raise CheckpointError(
-                f"{checkpoint.path} holds another model: model.{key} is {saved[key]} there and {wanted[key]} here. "
-                f"Write model.{key}={saved[key]}, or another run.name to start afresh."
-            )

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.config import Config
 from engine.errors import ConfigError
 from engine.validate import validate
-from launch.rank import is_rank, run_rank
+from launch.rank import is_rank, leave, run_rank
 from launch.ranks import start_ranks
 from launch.settings import repeat_flags, run_with_config
 
@@ -35,7 +35,7 @@ def _work(config: Config, overrides: list[str]) -> int:
 
         return train(config)
 
-    return run_rank(train)
+    return leave(run_rank(train))
 
 
 def _launch(config: Config, overrides: list[str]) -> int:

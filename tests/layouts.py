@@ -160,5 +160,6 @@ def train_oracle(config: Config, steps: int, masked: bool = False) -> dict[str, 
     losses, norms = oracle.train(
         model, [make_batch(config, step, masked=masked) for step in range(steps)], lr=[o.lr] * steps,
         betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, clip=o.clip,
+        decay_embeddings=o.decay_embeddings,
     )  # fmt: skip
     return {"losses": losses, "norms": norms, "weights": {n: w.detach() for n, w in model.weights.items()}}

@@ -120,11 +120,13 @@ def train(
     eps: float,
     weight_decay: float,
     clip: float,
+    decay_embeddings: bool = True,
 ) -> tuple[list[float], list[float]]:
     """Run one AdamW step per batch; return losses and gradient norms before clipping. Vectors do not decay."""
-    matrices = [w for w in model.weights.values() if w.ndim > 1]
-    vectors = [w for w in model.weights.values() if w.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    tables = () if decay_embeddings else ("embedding.weight", "positions.weight")
+    decayed = [w for name, w in model.weights.items() if w.ndim > 1 and name not in tables]
+    others = [w for name, w in model.weights.items() if w.ndim == 1 or name in tables]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr[0], betas=betas, eps=eps)
     losses, norms = [], []
     for step, batch in enumerate(batches):

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from queue import Empty
 from typing import Any
 
 _context = mp.get_context("forkserver")
@@ -79,7 +80,7 @@ def _collect(queue: Any, ranks: list[Any], results: dict[int, Any], deadline: fl
     while len(results) < len(ranks):
         try:
             rank, ok, value = queue.get(timeout=0.2)
-        except Exception:  # queue.Empty: look for silent deaths and the deadline
+        except Empty:  # look for silent deaths and the deadline
             dead = [r for r, p in enumerate(ranks) if p.exitcode not in (None, 0) and r not in results]
             if dead and queue.empty():
                 raise AssertionError(f"rank {dead[0]} died with exit code {ranks[dead[0]].exitcode}") from None

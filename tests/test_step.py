@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from tests.fake_cuda import real_tensors, run_fake_cuda
 from tests.layouts import GPT, LLAMA, VOCAB, assemble, make_batch, make_config, micro_batches, train_layout
 from tests.ranks import run_ranks
 
+DRY_GPT = {**GPT, "hidden_dropout": 0.0, "attention_dropout": 0.0, "embedding_dropout": 0.0}
 BIG_WORLD = {"tp": 8, "pp": 8, "dp": 8}
 
 
@@ -68,6 +70,38 @@ def test_mixed_precision_follows_fp32(dtype: str) -> None:
         curves[kind] = torch.tensor(results[0]["losses"])
     assert (curves[dtype] / curves["fp32"] - 1).abs().max() < 0.03
     assert not torch.equal(curves[dtype], curves["fp32"])
+
+
+def gradients(rank: int, world: int, dtype: str, micro_batch: int, model: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the whole gradient by name after one backward pass over text in which one token is everywhere."""
+    from tests.layouts import layout_stepper
+
+    config = make_config(
+        model=model, precision={"dtype": dtype}, data={"seq_len": 32}, optim={"clip": 0.0},
+        train={"global_batch": 32, "micro_batch": micro_batch},
+    )  # fmt: skip
+    stepper = layout_stepper(config)
+    batch = make_batch(config, 0)
+    batch["tokens_bs"] = batch["tokens_bs"] * (batch["tokens_bs"] % 10 == 0)
+    stepper.run(0, micro_batches(config, batch, 0, 1), lr=0.0)
+    return {
+        item.piece.name: bucket.grads[item.start : item.stop].double().numpy()
+        for bucket in stepper.buckets.buckets
+        for item in bucket.placed
+    }
+
+
+@pytest.mark.parametrize("model", [LLAMA, DRY_GPT], ids=["llama", "gpt"])
+def test_bf16_gradients_are_summed_in_fp32(model: dict[str, Any]) -> None:
+    """How many samples are summed at once does not matter, and the sum is near the float64 one."""
+    truth = run_ranks(1, gradients, "fp64", 4, model)[0]
+    told = {size: run_ranks(1, gradients, "bf16", size, model)[0] for size in (1, 32)}
+    for name, exact in truth.items():
+        if np.linalg.norm(exact) < 1e-6:  # the bias of keys has no effect
+            continue
+        size = np.linalg.norm(exact)
+        assert np.linalg.norm(told[1][name] - told[32][name]) < 1e-4 * size, name
+        assert np.linalg.norm(told[32][name] - exact) < 0.1 * size, name
 
 
 def skip_step(rank: int, world: int) -> dict[str, Any]:

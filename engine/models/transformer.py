@@ -17,7 +17,7 @@ from engine.models.traits import Pass
 from engine.parallel.cross_entropy import vocab_parallel_cross_entropy
 from engine.parallel.embedding import VocabEmbedding
 from engine.parallel.linear import TensorParallel, column_linear
-from engine.parallel.sharding import Init, parameter, pieces_of, rows, share
+from engine.parallel.sharding import EMBEDDING, MATRIX, Init, parameter, pieces_of, vocabulary_rows
 
 EMBEDDING_LAYER = -1  # the "layer" that addresses dropout on the embeddings
 
@@ -50,16 +50,14 @@ class Chunk(nn.Module):
                 _share(self.embedding.weight, embedding_axis)
             self.positions = POSITIONS.get(config.positions)(config, tp, with_table=True)
         self.blocks = nn.ModuleList(Block(layer, config, tp, kv_axis, recompute) for layer in range(*layers))
-        self.vocab_start, stop = share(vocab, tp.axis)
         if self.is_last:
             self.final_norm = NORMS.get(config.norm)("final_norm", config.hidden, config.norm_eps, tp)
             if config.tied_embeddings and self.is_first:
                 self.head = self.embedding.weight
             else:
-                name = "embedding.weight" if config.tied_embeddings else "head.weight"
-                self.head = parameter(
-                    [rows(name, (vocab, config.hidden), init, self.vocab_start, stop)], tp.dtype, tp.device
-                )
+                name, kind = ("embedding.weight", EMBEDDING) if config.tied_embeddings else ("head.weight", MATRIX)
+                piece = vocabulary_rows(name, (vocab, config.hidden), init, tp.axis, kind)
+                self.head = parameter([piece], tp.dtype, tp.device)
                 if config.tied_embeddings:
                     _share(self.head, embedding_axis)
 
@@ -79,7 +77,8 @@ class Chunk(nn.Module):
     def token_losses(self, logits_bsv: Tensor, labels_bs: Tensor) -> Tensor:
         """Return each token's cross-entropy [b, s]; the logits are spent."""
         logits_nv = logits_bsv.view(-1, logits_bsv.shape[-1])
-        losses_n = vocab_parallel_cross_entropy(logits_nv, labels_bs.reshape(-1), self.vocab_start, self.tp.axis)
+        (piece,) = pieces_of(self.head)
+        losses_n = vocab_parallel_cross_entropy(logits_nv, labels_bs.reshape(-1), piece.offsets[0], self.tp.axis)
         return losses_n.view(labels_bs.shape)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.ops.gradient import deliver
+
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -35,8 +37,8 @@ def accumulate_weight_grad(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | No
         return (dy_no.t() @ x_ni).to(weight.dtype)
     if main_grad.dtype == dy_no.dtype:
         main_grad.addmm_(dy_no.t(), x_ni)
-    else:
-        main_grad.add_(dy_no.t() @ x_ni)
+    else:  # 16-bit operands on a GPU: their products are summed in float32 anyway, and stay so
+        main_grad.add_(torch.mm(dy_no.t(), x_ni, out_dtype=main_grad.dtype))
     weight.grad_ready()  # type: ignore[attr-defined]
     return None
 
@@ -44,9 +46,4 @@ def accumulate_weight_grad(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | No
 def accumulate_bias_grad(bias: Tensor, dy: Tensor) -> Tensor | None:
     """Add the sum of dy over all rows to `bias.main_grad`; without a main gradient return the sum instead."""
     dy_no = dy.reshape(-1, dy.shape[-1])
-    main_grad = getattr(bias, "main_grad", None)
-    if main_grad is None:
-        return dy_no.sum(0)
-    main_grad.add_(dy_no.sum(0, dtype=main_grad.dtype))
-    bias.grad_ready()  # type: ignore[attr-defined]
-    return None
+    return deliver(bias, dy_no.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)))

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from engine.ops import backend
+from engine.ops.gradient import deliver
 
 
 def _wide(x: Tensor) -> Tensor:
     """Statistics are taken in float32 at least."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _wide_or_none(x: Tensor | None) -> Tensor | None:
+    return None if x is None else _wide(x)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -24,21 +29,22 @@ class _RMSNorm(torch.autograd.Function):
             wide = _wide(x)
             rstd = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
             y = (wide * rstd * weight).to(x.dtype)
-        ctx.save_for_backward(x, weight, rstd)
+        ctx.save_for_backward(x, rstd)
+        ctx.weight = weight
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, weight, rstd = ctx.saved_tensors
+        (x, rstd), weight = ctx.saved_tensors, ctx.weight
         if backend.fused(x):
             dx, dw = torch.ops.trimaran.rms_norm_backward(grads[0].contiguous(), x.contiguous(), weight, rstd)
-            return dx, dw, None
+            return dx, deliver(weight, dw), None
         dy, wide = _wide(grads[0]), _wide(x)
         normed = wide * rstd
         dnormed = dy * weight
         dx = rstd * (dnormed - normed * (dnormed * normed).mean(-1, keepdim=True))
         dw = (dy * normed).flatten(0, -2).sum(0)
-        return dx.to(x.dtype), dw.to(weight.dtype), None
+        return dx.to(x.dtype), deliver(weight, dw), None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -46,6 +52,26 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)
 
 
+class _LayerNorm(torch.autograd.Function):
+    """torch's own kernels, on float32 at least: for 16-bit tensors they would round statistics and sums to 16 bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(_wide(x), x.shape[-1:], _wide(weight), _wide_or_none(bias), eps)
+        ctx.save_for_backward(x, mean, rstd)
+        ctx.weight, ctx.bias = weight, bias
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (x, mean, rstd), weight, bias = ctx.saved_tensors, ctx.weight, ctx.bias
+        dx, dw, db = torch.ops.aten.native_layer_norm_backward(
+            _wide(grads[0]), _wide(x), x.shape[-1:], mean, rstd, _wide(weight), _wide_or_none(bias),
+            [True, True, bias is not None],
+        )  # fmt: skip
+        return dx.to(x.dtype), deliver(weight, dw), None if bias is None else deliver(bias, db), None
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Return (x - mean) / sqrt(var + eps) * weight + bias for x [..., h] (arXiv 1607.06450)."""
-    return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+    return _LayerNorm.apply(x, weight, bias, eps)

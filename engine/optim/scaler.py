@@ -37,8 +37,9 @@ class LossScaler:
             self.scale, self.clean_steps = self.scale * 2.0, 0
 
     def state(self) -> dict[str, float | int]:
-        return {"scale": self.scale, "clean_steps": self.clean_steps}
+        return {"scale": self.scale, "clean_steps": self.clean_steps, "dynamic": self.dynamic}
 
     def load(self, state: dict[str, float | int]) -> None:
-        if self.dynamic:
+        """Go on with a saved scale, unless it was the 1 of a run in another precision."""
+        if self.dynamic and state["dynamic"]:
             self.scale, self.clean_steps = float(state["scale"]), int(state["clean_steps"])

@@ -11,7 +11,7 @@ from engine.config import OptimConfig, TrainConfig
 def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
     """Return the learning rate of optimizer step `step` (0-based).
 
-    Linear warm-up from 0 reaches `lr` at `warmup_steps`, then the schedule decays to `min_lr` at `decay_steps`
+    Linear warm-up reaches `lr` at its last step, then the schedule decays, to `min_lr` at step `decay_steps - 1`,
     and stays there. `inverse_sqrt` follows lr * sqrt(warmup / step) (arXiv 1706.03762) and never goes below
     min_lr; `wsd` stays at lr and decays linearly over its last part (arXiv 2404.06395).
     """
@@ -23,10 +23,10 @@ def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
     if config.schedule == "inverse_sqrt":
         warmup = max(1, config.warmup_steps)
         return max(config.min_lr, config.lr * math.sqrt(warmup / max(warmup, step + 1)))
-    begin = config.warmup_steps
+    begin, end = max(0, config.warmup_steps - 1), decay_steps - 1  # the last step at lr, the first at min_lr
     if config.schedule == "wsd":
-        begin = max(begin, decay_steps - max(1, round(config.wsd_decay_fraction * decay_steps)))
-    progress = min(1.0, max(0.0, (step - begin) / max(1, decay_steps - begin)))
+        begin = max(begin, end - max(1, round(config.wsd_decay_fraction * decay_steps)))
+    progress = min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
     if config.schedule == "cosine":
         progress = 0.5 * (1.0 - math.cos(math.pi * progress))
     return config.lr * (1.0 - progress) + config.min_lr * progress

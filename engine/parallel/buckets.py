@@ -196,23 +196,31 @@ def _is_late(weight: nn.Parameter) -> bool:
 
 
 def _fill(weights: list[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
-    """Cut a list of weights into groups of at most `limit` elements (a larger weight has a group of its own)."""
+    """Cut a list of weights into groups of at most `limit` elements (a larger weight has a group of its own).
+
+    The cuts must not depend on my place in tp: groups of different make-up would reduce different things.
+    """
     groups: list[list[nn.Parameter]] = []
     room = 0
     for weight in weights:
-        if not groups or weight.numel() > room:
+        size = sum(piece.room or piece.numel for piece in pieces_of(weight))
+        if not groups or size > room:
             groups.append([])
             room = limit
         groups[-1].append(weight)
-        room -= weight.numel()
+        room -= size
     return groups
 
 
 def _place(group: list[nn.Parameter], dp: int, decays: Callable[[Piece], bool]) -> tuple[list[Placed], int]:
-    """Order a bucket's weights so that equal treatment is adjacent; return the placed pieces and padded length."""
+    """Order a bucket's weights so that equal treatment is adjacent; return the placed pieces and padded length.
 
-    def treatment(piece: Piece) -> tuple[bool, bool, str]:
-        return decays(piece), piece.counted, "" if piece.reduce is None else piece.reduce.name
+    What counts differs between the ranks of tp, so it comes last: runs with a reduction, all of whose pieces count
+    on the same rank, keep one order everywhere.
+    """
+
+    def treatment(piece: Piece) -> tuple[bool, str, bool]:
+        return decays(piece), "" if piece.reduce is None else piece.reduce.name, piece.counted
 
     group.sort(key=lambda weight: [treatment(piece) for piece in pieces_of(weight)])
     placed: list[Placed] = []
@@ -238,7 +246,10 @@ def _runs(placed: list[Placed], decays: Callable[[Piece], bool]) -> list[Run]:
 
 
 def _move_to_main_grad(weight: Tensor) -> None:
-    """Add what autograd left in `.grad` to the main gradient (linear layers add theirs directly)."""
+    """Add what autograd left in `.grad` to the main gradient, for weights used outside of the engine's own ops.
+
+    Those add to the main gradient themselves: what comes here has been rounded to the weight's dtype.
+    """
     if weight.grad is not None:
         weight.main_grad.add_(weight.grad)  # type: ignore[attr-defined]
         weight.grad = None

@@ -1,7 +1,7 @@
 """Vocabulary-parallel embedding: each tp rank holds a range of rows and the ranks' look-ups are summed.
 
-The range is ceil(vocab / tp) rows, so a vocabulary that tp does not divide needs no padding: the last rank
-holds fewer rows, and global shapes never depend on the layout.
+The ranges differ by one row at most, so a vocabulary that tp does not divide needs no padding, and global shapes
+never depend on the layout.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.ops.embedding import lookup
 from engine.parallel.collectives import all_reduce, gather_sequence, start_scatter_sequence
 from engine.parallel.linear import TensorParallel
-from engine.parallel.sharding import EMBEDDING, Init, parameter, rows, share
+from engine.parallel.sharding import EMBEDDING, Init, parameter, vocabulary_rows
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -42,14 +43,15 @@ class VocabEmbedding(nn.Module):
     def __init__(self, name: str, vocab: int, hidden: int, init: Init, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        self.start, self.stop = share(vocab, tp.axis)
-        piece = rows(name, (vocab, hidden), init, self.start, self.stop, EMBEDDING)
+        piece = vocabulary_rows(name, (vocab, hidden), init, tp.axis, EMBEDDING)
+        self.start, self.rows = piece.offsets[0], piece.shape[0]
         self.weight = parameter([piece], tp.dtype, tp.device)
 
     def forward(self, tokens_bs: Tensor) -> Tensor:
         if self.tp.axis.size == 1:
-            return nn.functional.embedding(tokens_bs, self.weight)
-        foreign_bs = (tokens_bs < self.start) | (tokens_bs >= self.stop)
-        local_bs = (tokens_bs - self.start).masked_fill(foreign_bs, 0)
-        x_bsh = nn.functional.embedding(local_bs, self.weight).masked_fill(foreign_bs[..., None], 0.0)
+            return lookup(self.weight, tokens_bs)
+        local_bs = tokens_bs - self.start
+        foreign_bs = (local_bs < 0) | (local_bs >= self.rows)
+        # Foreign tokens look up any row, here a different one each: a single one would be a hot spot on GPUs.
+        x_bsh = lookup(self.weight, local_bs.remainder(self.rows)).masked_fill(foreign_bs[..., None], 0.0)
         return _SumOverRanks.apply(x_bsh, self.tp)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from engine.errors import ConfigError
 from engine.mesh import Axis
 from engine.ops.philox import fill_normal_, make_key
 
@@ -34,7 +35,8 @@ class Piece:
     `counted`: of all ranks (outside dp) that hold these elements, I am the one whose copy enters norms and
     checkpoints. `reduce`: the axis over which the gradient must be summed because each holder has only a part
     of it; None when every holder already has the whole gradient. `kind`: matrix, embedding (a table looked up by
-    index) or vector (norm weights, biases); the optimizer decides by it what decays.
+    index) or vector (norm weights, biases); the optimizer decides by it what decays. `room`: the largest number of
+    elements that any rank of tp holds of such a piece, when that differs between ranks.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Piece:
     counted: bool = True
     reduce: Axis | None = None
     kind: str = MATRIX
+    room: int = 0
 
     @property
     def numel(self) -> int:
@@ -72,8 +75,20 @@ def whole(name: str, shape: tuple[int, ...], init: Init, tp: Axis, *, partial_gr
 
 
 def rows(name: str, shape: tuple[int, ...], init: Init, start: int, stop: int, kind: str = MATRIX) -> Piece:
-    """Rows [start, stop) of a tensor of `shape`: a column-parallel weight or bias, or a part of a vocabulary."""
+    """Rows [start, stop) of a tensor of `shape`: a column-parallel weight or bias."""
     return Piece(name, shape, (start, *(0,) * (len(shape) - 1)), (stop - start, *shape[1:]), init, kind=kind)
+
+
+def vocabulary_rows(name: str, shape: tuple[int, int], init: Init, tp: Axis, kind: str) -> Piece:
+    """My share of the rows of a table or head over the vocabulary; ConfigError when there is none."""
+    if shape[0] < tp.size:
+        raise ConfigError(
+            f"A vocabulary of {shape[0]} tokens cannot be split over parallel.tp={tp.size} ranks; write "
+            f"parallel.tp={shape[0]} or less."
+        )
+    start, stop = share(shape[0], tp)
+    largest = -(-shape[0] // tp.size)
+    return replace(rows(name, shape, init, start, stop), kind=kind, room=largest * shape[1])
 
 
 def columns(name: str, shape: tuple[int, int], init: Init, tp: Axis) -> Piece:
@@ -83,9 +98,8 @@ def columns(name: str, shape: tuple[int, int], init: Init, tp: Axis) -> Piece:
 
 
 def share(total: int, axis: Axis) -> tuple[int, int]:
-    """Return rank's range of `total` items in chunks of ceil(total / size); the last ones may be short or empty."""
-    chunk = -(-total // axis.size)
-    return min(total, axis.rank * chunk), min(total, (axis.rank + 1) * chunk)
+    """Return my range of `total` items; the ranges of all ranks differ by one item at most."""
+    return total * axis.rank // axis.size, total * (axis.rank + 1) // axis.size
 
 
 def parameter(pieces: list[Piece], dtype: torch.dtype, device: torch.device) -> nn.Parameter:

@@ -48,13 +48,31 @@ def test_orders_look_random_and_differ_by_name() -> None:
 def test_blend_keeps_its_shares_at_every_prefix(weights: list[float]) -> None:
     blend = Blend(weights)
     shares = np.asarray(blend.counts) / sum(blend.counts)
-    assert np.abs(shares - np.asarray(weights) / sum(weights)).max() < 2e-4
+    assert np.abs(shares / (np.asarray(weights) / sum(weights)) - 1).max() <= 0.01
     given_so_far = np.zeros(len(weights), dtype=int)
     for index in range(300):
         source, number = blend(index)
         assert number == given_so_far[source], "samples of a source come one after the other"
         given_so_far[source] += 1
-        assert np.abs(given_so_far - shares * (index + 1)).max() <= 1 + 1e-9
+        assert np.abs(given_so_far - shares * (index + 1)).max() < 1
+
+
+def test_many_sources_keep_their_shares_too() -> None:
+    counts = [97, 61, 50, 1, 1, 2, *[3] * 30]
+    blend = Blend(counts)
+    given_so_far, shares = np.zeros(len(counts)), np.asarray(counts) / sum(counts)
+    for index in range(sum(counts)):
+        given_so_far[blend(index)[0]] += 1
+        assert np.abs(given_so_far - shares * (index + 1)).max() < 1
+
+
+def test_small_and_even_weights_are_kept() -> None:
+    assert Blend([1.0, 1.0, 1.0]).counts == [1, 1, 1]
+    assert Blend([0.7, 0.3]).counts == [700, 300]
+    rare = Blend([1.0, 1.3e-4])
+    assert rare.counts[1] / sum(rare.counts) == pytest.approx(1.3e-4, rel=0.01)
+    with pytest.raises(ConfigError, match=r"leave that source out or give it 0\.0001 or more"):
+        Blend([1.0, 1.3e-7])
 
 
 def test_blend_goes_on_after_its_period() -> None:

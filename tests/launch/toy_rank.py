@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from engine.errors import DataError
-from launch.rank import run_rank
+from launch.rank import leave, run_rank
 
 
 def behave(what: str, folder: Path) -> int:
@@ -63,4 +63,4 @@ def train(rank: int, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_rank(lambda: behave(sys.argv[1], Path(sys.argv[2]))))
+    sys.exit(leave(run_rank(lambda: behave(sys.argv[1], Path(sys.argv[2])))))

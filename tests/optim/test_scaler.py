@@ -27,8 +27,8 @@ def test_stops_below_the_minimum_with_a_way_out() -> None:
 def test_does_nothing_unless_dynamic() -> None:
     scaler = LossScaler()
     scaler.update(True)
-    scaler.load({"scale": 7.0, "clean_steps": 1})
-    assert scaler.state() == {"scale": 1.0, "clean_steps": 0}
+    scaler.load({"scale": 7.0, "clean_steps": 1, "dynamic": True})
+    assert (scaler.scale, scaler.clean_steps) == (1.0, 0)
 
 
 def test_state_travels() -> None:
@@ -37,3 +37,9 @@ def test_state_travels() -> None:
     other = LossScaler(1.0, dynamic=True, window=5)
     other.load(scaler.state())
     assert other.state() == scaler.state()
+
+
+def test_fp16_after_another_precision_starts_with_its_own_scale() -> None:
+    scaler = LossScaler(2.0**16, dynamic=True)
+    scaler.load(LossScaler().state())
+    assert scaler.scale == 2.0**16

@@ -29,15 +29,23 @@ def test_warm_up_is_linear_and_the_rest_falls_between_the_bounds(schedule: str) 
 
 
 def test_where_each_schedule_is_on_its_way() -> None:
-    assert curve("cosine")[55] == pytest.approx(0.55)
-    assert curve("linear")[55] == pytest.approx(0.55)
-    assert curve("linear")[STEPS:] == pytest.approx([0.1] * 20)
-    assert curve("cosine")[STEPS:] == pytest.approx([0.1] * 20)
+    assert curve("cosine")[54] == pytest.approx(0.55)
+    assert curve("linear")[54] == pytest.approx(0.55)
+    assert curve("linear")[STEPS - 1 :] == pytest.approx([0.1] * 21)
+    assert curve("cosine")[STEPS - 1 :] == pytest.approx([0.1] * 21)
+    assert curve("linear")[STEPS - 2] > 0.1
     assert curve("inverse_sqrt")[39] == pytest.approx(0.5)
     assert curve("wsd")[89] == 1.0
-    assert curve("wsd")[95] == pytest.approx(0.55)
+    assert curve("wsd")[94] == pytest.approx(0.55)
+    assert curve("wsd")[99] == pytest.approx(0.1)
     assert curve("constant")[-1] == 1.0
-    assert curve("linear", decay_steps=60)[60] == pytest.approx(0.1)
+    assert curve("linear", decay_steps=60)[59] == pytest.approx(0.1)
+
+
+def test_even_ten_steps_decay() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.1, schedule="wsd", warmup_steps=0)
+    assert [learning_rate(step, config, 10) for step in (8, 9)] == pytest.approx([1.0, 0.1])
+    assert learning_rate(0, config, 1) == 1.0
 
 
 def test_no_warm_up_starts_at_the_peak() -> None:

@@ -82,6 +82,14 @@ def test_uneven_stages_and_masked_tokens() -> None:
     check(config, 4, 1e-10, masked=True)
 
 
+@pytest.mark.parametrize(("pp", "dp"), [(1, 1), (2, 2)])
+def test_tables_that_do_not_decay(pp: int, dp: int) -> None:
+    config = make_config(
+        model=GPT, optim={"decay_embeddings": False, "weight_decay": 3.0}, parallel={"pp": pp, "tp": 2}
+    )
+    check(config, 2 * pp * dp, 1e-10)
+
+
 @pytest.mark.parametrize("model", [LLAMA, GPT], ids=["llama", "gpt"])
 def test_document_masks_and_position_reset(model: dict[str, Any]) -> None:
     config = make_config(model=model, data={"document_mask": True}, parallel={"tp": 2, "sequence_parallel": True})

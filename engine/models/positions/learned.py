@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from engine.config import ModelConfig
 from engine.models.registry import POSITIONS
 from engine.models.traits import Pass
+from engine.ops.embedding import lookup
 from engine.parallel.linear import TensorParallel
 from engine.parallel.sharding import EMBEDDING, Init, parameter, whole
 
@@ -27,7 +28,7 @@ class LearnedPositions(nn.Module):
     def embed(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
         assert self.weight is not None, "only the first stage embeds"
         positions_bs = ctx.positions.expand(ctx.tokens_bs.shape)
-        return x_bsh + nn.functional.embedding(self.tp.local_sequence(positions_bs), self.weight)
+        return x_bsh + lookup(self.weight, self.tp.local_sequence(positions_bs))
 
     def rotate(self, q_bshd: Tensor, k_bshd: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
         return q_bshd, k_bshd
