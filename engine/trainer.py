@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from engine.checkpoint import state
+from engine.checkpoint.lock import FolderLock
 from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint
 from engine.checkpoint.writer import CheckpointWriter
 from engine.config import Config
@@ -89,6 +90,7 @@ class Trainer:
         self.is_writer = self.mesh.world.is_first
         self.folder = Path(config.run.root) / config.run.name
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FolderLock(self.folder) if self.is_writer else None
         backend.select(config.ops.backend)
         self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
         self.data = build_data(
@@ -108,7 +110,7 @@ class Trainer:
         )  # fmt: skip
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.step, self.consumed = 0, 0
-        self.last_saved = -1
+        self.last_save = self.last_saved = -1  # the step of the newest save, and of the newest that succeeded
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -120,8 +122,19 @@ class Trainer:
         else:
             self._restore(checkpoint)
         if self.is_writer and self.data.tokenizer_file is not None:
-            shutil.copyfile(self.data.tokenizer_file, self.folder / "tokenizer.json")
+            self._keep_tokenizer(self.data.tokenizer_file, continues=checkpoint is not None)
         self._introduce(checkpoint)
+
+    def _keep_tokenizer(self, file: Path, *, continues: bool) -> None:
+        """Copy the tokenizer into the run folder, where what is trained on must not change under a run."""
+        kept = self.folder / "tokenizer.json"
+        if continues and kept.exists() and kept.read_bytes() != file.read_bytes():
+            raise CheckpointError(
+                f"{self.folder} was trained with another tokenizer than {file}; write data.tokenizer={kept}, or "
+                "another run.name to start afresh."
+            )
+        if file.resolve() != kept.resolve():
+            shutil.copyfile(file, kept)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         own = find_checkpoint(
@@ -160,7 +173,7 @@ class Trainer:
             self.step, self.consumed = checkpoint.step, int(meta["consumed_samples"])
             self.stepper.optimizer.step_count.fill_(float(meta["optimizer_steps"]))
             self.scaler.load(meta["loss_scaler"])
-            self.last_saved = checkpoint.step if self._is_own(checkpoint) else -1
+            self.last_save = self.last_saved = checkpoint.step if self._is_own(checkpoint) else -1
 
     def _is_own(self, checkpoint: Checkpoint) -> bool:
         return checkpoint.path.parent.resolve() == (self.folder / "checkpoints").resolve()
@@ -194,10 +207,15 @@ class Trainer:
                     break
         finally:
             loader.close()
-        if self.last_saved != self.step:
+        if self.last_save != self.step:
             self._save()
         self.writer.wait()
         self._report_saves()
+        if self.last_saved != self.step:
+            raise CheckpointError(
+                f"The last step, {self.step}, could not be saved (see above); make room in {self.folder} and start "
+                "the same command again to repeat the steps after the newest checkpoint."
+            )
         return 0
 
     def _train_step(self, loader: Loader, consumed: int, batch: int, stop: StopRequest) -> bool:
@@ -269,21 +287,13 @@ class Trainer:
             "loss_scaler": self.scaler.state(),
         }
         self.writer.save(self.step, state.entries(self.stepper.optimizer), meta)
-        self.last_saved = self.step
+        self.last_save = self.step
 
     def _report_saves(self) -> None:
-        for save in self.writer.poll():
-            if not save.ok:
-                self.monitor.event(f"step {save.step} was NOT saved, training goes on: {save.error}")
-                continue
-            self.monitor.log(
-                save.step,
-                {
-                    "checkpoint_save_s": save.seconds,
-                    "checkpoint_stall_s": save.stall_s,
-                    "checkpoint_bytes": save.bytes,
-                },
-            )
+        for result in self.writer.poll():
+            self.monitor.saved(result)
+            if result.ok:
+                self.last_saved = result.step
 
     def _all_agree(self, mine: bool) -> bool:
         vote = torch.tensor(int(mine), device=self.device.torch_device)
@@ -293,3 +303,5 @@ class Trainer:
     def close(self) -> None:
         self.writer.close()
         self.monitor.close()
+        if self.lock is not None:
+            self.lock.release()

@@ -66,7 +66,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._bytes = 0
-        self._header = b""
+        self._header: dict[str, Any] = {}
         self._tensors: dict[str, StoredTensor] = {}
 
     def take(self, entries: Iterable[Entry], name: str) -> None:
@@ -89,19 +89,20 @@ class Snapshot:
             self._buffer[at:stop].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
             header[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, stop]}
             at = stop
-        self._bytes, self._header = at, _encode_header(header)
+        self._bytes, self._header = at, header
 
     def write(self, path: Path) -> Shard:
         """Write the copy to a new file at `path`, down to the disk; a file that fails is taken away again."""
         if self._bytes == 0:
             return Shard(path.name, None, self._tensors)
         path.unlink(missing_ok=True)
+        header = _encode_header(self._header)
         try:
-            digest = _write_new(path, [memoryview(self._header), self._buffer[: self._bytes].numpy().data])
+            digest = _write_new(path, [memoryview(header), self._buffer[: self._bytes].numpy().data])
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return Shard(path.name, StoredFile(len(self._header) + self._bytes, digest), self._tensors)
+        return Shard(path.name, StoredFile(len(header) + self._bytes, digest), self._tensors)
 
     def _reserve(self, size: int, is_cuda: bool) -> None:
         if self._buffer.numel() < size:

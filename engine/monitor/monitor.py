@@ -73,8 +73,8 @@ class Monitor:
                 self.event(f"checkpoint of step {result.step}: {result.error}")
         else:
             self.event(
-                f"checkpoint of step {result.step} could not be written: {result.error}; training goes on and the "
-                "checkpoint before it stays"
+                f"step {result.step} was NOT saved: {result.error}; training goes on, and the checkpoint before it "
+                "stays"
             )
 
     def event(self, text: str) -> None:

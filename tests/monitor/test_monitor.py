@@ -58,7 +58,7 @@ def test_a_failed_save_and_a_failed_pruning_are_told(tmp_path: Path, capsys: pyt
     monitor.saved(SaveResult(6, True, "cannot remove step 2", 10, 0.5, 0.1, tmp_path))
     monitor.close()
     out = capsys.readouterr().out
-    assert "checkpoint of step 4 could not be written: No space left on device; training goes on" in out
+    assert "step 4 was NOT saved: No space left on device; training goes on" in out
     assert "checkpoint of step 6: cannot remove step 2" in out
     assert [row["step"] for row in rows(tmp_path)] == [6]
 

@@ -119,6 +119,20 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     assert "Traceback" not in other.stdout
 
 
+def test_other_data_does_not_change_the_tokenizer_of_a_run(tmp_path: Path) -> None:
+    """A tokenizer trained on the new text would give every token id another meaning."""
+    corpus(tmp_path)
+    assert run(tmp_path, "train.steps=1").returncode == 0
+    new = tmp_path / "new.jsonl"
+    new.write_text((tmp_path / "corpus.jsonl").read_text().replace("sail", "otter").replace("the", "wolf"))
+    other = run(tmp_path, "train.steps=2", f"data.paths=[{new}]")
+    assert other.returncode == 2
+    assert f"write data.tokenizer={tmp_path}/default/tokenizer.json" in other.stdout
+    kept = run(tmp_path, "train.steps=2", f"data.paths=[{new}]", f"data.tokenizer={tmp_path}/default/tokenizer.json")
+    assert kept.returncode == 0, kept.stdout
+    assert metrics(tmp_path)[-1]["step"] == 2
+
+
 def test_full_disk_does_not_stop_training(tmp_path: Path) -> None:
     """A limit on file sizes stands in for the full disk: the corpus fits under it, a wider model's shards do not."""
     corpus(tmp_path)
@@ -126,8 +140,9 @@ def test_full_disk_does_not_stop_training(tmp_path: Path) -> None:
     first = run(tmp_path, "train.steps=2", *wide)
     assert first.returncode == 0, first.stdout
     limited = run(tmp_path, "train.steps=6", *wide, file_limit=2**20)
-    assert limited.returncode == 0, limited.stdout
-    assert "step 4 was NOT saved, training goes on" in limited.stdout
+    assert limited.returncode == 2, limited.stdout
+    assert "step 4 was NOT saved" in limited.stdout
+    assert "The last step, 6, could not be saved" in limited.stdout
     assert metrics(tmp_path)[-1]["step"] == 6
     assert weights(step_folder(tmp_path, 2)), "the old checkpoint must stay whole"
     healed = run(tmp_path, "train.steps=6", *wide)
