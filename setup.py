@@ -56,14 +56,14 @@ def extension() -> dict[str, Any]:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
     kernels = (CUDAExtension if cuda else CppExtension)(
         "engine._C",
-        ["csrc/bindings.cpp", *_sources("csrc/cpu"), *(_sources("csrc/cuda") if cuda else [])],
+        [*_sources("csrc/bindings"), *_sources("csrc/cpu"), *(_sources("csrc/cuda") if cuda else [])],
         include_dirs=[str(ROOT / "csrc" / "include")],
         extra_compile_args={
             "cxx": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"],
             "nvcc": ["-O3", "-fmad=false"],
         },
         extra_link_args=["-fopenmp"],
-        depends=[str(path) for path in (ROOT / "csrc" / "include").glob("*.h")],
+        depends=[str(path) for path in (ROOT / "csrc").glob("*/*.h")],
     )
     return {"ext_modules": [kernels], "cmdclass": {"build_ext": Build.with_options(use_ninja=False)}}
 

@@ -1,4 +1,4 @@
-// The CUDA kernels as implementations of the operators that csrc/bindings.cpp declares.
+// The CUDA kernels as implementations of the operators that csrc/bindings/ declares.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/cuda/CUDAException.h>
