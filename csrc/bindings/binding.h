@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "half.h"
 #include "kernels.h"
 
 using at::Tensor;
@@ -25,4 +26,30 @@ inline void same(const Tensor& a, const Tensor& b, const char* what) {
               b.scalar_type());
 }
 
+// The kernels' own name of an element type of torch.
+template <typename T>
+struct Stored {
+  using type = T;
+};
+template <>
+struct Stored<at::BFloat16> {
+  using type = trimaran::BFloat16;
+};
+template <>
+struct Stored<at::Half> {
+  using type = trimaran::Half;
+};
+
+template <typename T>
+const typename Stored<T>::type* input(const Tensor& x) {
+  return reinterpret_cast<const typename Stored<T>::type*>(x.const_data_ptr<T>());
+}
+template <typename T>
+typename Stored<T>::type* output(const Tensor& x) {
+  return reinterpret_cast<typename Stored<T>::type*>(x.data_ptr<T>());
+}
+
+// Run the lambda with scalar_t: float and double, or with _ALL the 16-bit types too.
+#define DISPATCH_ALL(TENSOR, NAME, ...) \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, (TENSOR).scalar_type(), NAME, __VA_ARGS__)
 #define DISPATCH(TENSOR, NAME, ...) AT_DISPATCH_FLOATING_TYPES((TENSOR).scalar_type(), NAME, __VA_ARGS__)

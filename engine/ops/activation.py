@@ -14,7 +14,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        if backend.fused(x):
+        if backend.native("swiglu", x):
             return torch.ops.trimaran.swiglu(x.contiguous())
         gate, up = x.chunk(2, dim=-1)
         return torch.nn.functional.silu(gate) * up
@@ -22,7 +22,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (x,) = ctx.saved_tensors
-        if backend.fused(x):
+        if backend.native("swiglu", x):
             return torch.ops.trimaran.swiglu_backward(grads[0].contiguous(), x.contiguous())
         gate, up = x.chunk(2, dim=-1)
         sigmoid = torch.sigmoid(gate)

@@ -29,7 +29,7 @@ def adamw_(
     `grad_scale` and `keep` are 0-dim tensors, read without a host synchronisation on GPUs; keep = 0 leaves
     everything bitwise as it was, whatever the gradient holds.
     """
-    if backend.fused(param):
+    if backend.native("adamw", param):
         torch.ops.trimaran.adamw_(
             param, grad, exp_avg, exp_avg_sq, lr, beta1, beta2, eps, weight_decay, step, grad_scale, keep
         )
@@ -47,6 +47,6 @@ def adamw_(
 
 def sum_of_squares(flat: Tensor) -> Tensor:
     """Return the sum of squares of a flat tensor as a 0-dim float64."""
-    if backend.fused(flat):
+    if backend.native("adamw", flat):
         return torch.ops.trimaran.sum_of_squares(flat)
     return flat.double().square().sum()

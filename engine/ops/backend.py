@@ -16,9 +16,20 @@ from torch import Tensor
 from engine.errors import ConfigError, did_you_mean
 
 BACKENDS = ("auto", "reference", "cpu")
-OPS = ("adamw", "cross_entropy", "dropout", "gelu", "layer_norm", "normal", "rms_norm", "rope", "swiglu")
-_KERNELS = frozenset(OPS) - {"gelu", "layer_norm"}  # torch's own CPU kernels of these are already fused
-_DTYPES = (torch.float32, torch.float64)
+_WIDE = (torch.float32, torch.float64)
+_ALL = (*_WIDE, torch.bfloat16, torch.float16)
+
+# What compiled kernels take: per op the dtypes on CPUs and on GPUs, and one of its operators.
+_KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]] = {
+    "adamw": (_WIDE, (), "adamw_"),
+    "cross_entropy": (_WIDE, (), "ce_stats"),
+    "dropout": (_WIDE, _ALL, "dropout"),
+    "normal": (_WIDE, _WIDE, "fill_normal_"),
+    "rms_norm": (_WIDE, (), "rms_norm"),
+    "rope": (_WIDE, (), "rope"),
+    "swiglu": (_WIDE, (), "swiglu"),
+}
+OPS = (*_KERNELS, "gelu", "layer_norm")  # torch's own CPU kernels of the last ones are already fused
 _selected = "auto"
 
 
@@ -48,20 +59,18 @@ def select(backend: str) -> None:
 
 def active() -> dict[str, str]:
     """Return what each op runs on for float32 CPU tensors, to be printed at start."""
-    fused = _selected != "reference" and load_error() is None
-    return {op: "cpu" if fused and op in _KERNELS else "reference" for op in OPS}
+    probe = torch.empty(0)
+    return {op: "cpu" if op in _KERNELS and native(op, probe) else "reference" for op in sorted(OPS)}
 
 
-def fused(x: Tensor) -> bool:
-    """Return whether a compiled CPU kernel serves `x`."""
-    return x.is_cpu and x.dtype in _DTYPES and _selected != "reference" and load_error() is None
-
-
-def drawn_on_gpu(x: Tensor, op: str, *dtypes: torch.dtype) -> bool:
-    """Return whether the CUDA kernel of `op`, which takes `dtypes`, serves `x`."""
-    return x.is_cuda and x.dtype in dtypes and _selected != "reference" and load_error() is None and _on_cuda(op)
+def native(op: str, x: Tensor) -> bool:
+    """Return whether a compiled kernel of `op` serves tensors of x's device and dtype."""
+    on_cpu, on_gpu, operator = _KERNELS[op]
+    if x.dtype not in (on_cpu if x.is_cpu else on_gpu if x.is_cuda else ()):
+        return False
+    return _selected != "reference" and load_error() is None and _is_built(operator, "CPU" if x.is_cpu else "CUDA")
 
 
 @functools.cache
-def _on_cuda(op: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"trimaran::{op}", "CUDA")
+def _is_built(operator: str, device: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"trimaran::{operator}", device)

@@ -16,7 +16,7 @@ def ce_stats(logits_nv: Tensor, targets_n: Tensor, vocab_start: int) -> tuple[Te
 
     `logits_nv` are the columns of the vocabulary from `vocab_start` on, `targets_n` int64 global ids.
     """
-    if backend.fused(logits_nv):
+    if backend.native("cross_entropy", logits_nv):
         return torch.ops.trimaran.ce_stats(logits_nv.contiguous(), targets_n, vocab_start)
     wide = logits_nv if logits_nv.dtype == torch.float64 else logits_nv.float()
     max_n = wide.amax(dim=-1)
@@ -34,7 +34,7 @@ def ce_grad_(
     `max_n` and `log_sum_n` are a row's largest logit and log(sum(exp(logit - largest))) over the whole vocabulary;
     their sum is not formed, because it would round away the digits that the softmax needs.
     """
-    if backend.fused(logits_nv) and logits_nv.is_contiguous():
+    if backend.native("cross_entropy", logits_nv) and logits_nv.is_contiguous():
         return torch.ops.trimaran.ce_grad_(logits_nv, targets_n, vocab_start, max_n, log_sum_n, scale_n.contiguous())
     grad_nv = ((logits_nv.to(max_n.dtype) - max_n[:, None]) - log_sum_n[:, None]).exp()
     local_n, held_n = _local(targets_n, vocab_start, logits_nv.shape[1])

@@ -23,7 +23,7 @@ def _wide_or_none(x: Tensor | None) -> Tensor | None:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if backend.fused(x):
+        if backend.native("rms_norm", x):
             y, rstd = torch.ops.trimaran.rms_norm(x.contiguous(), weight, eps)
         else:
             wide = _wide(x)
@@ -36,7 +36,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (x, rstd), weight = ctx.saved_tensors, ctx.weight
-        if backend.fused(x):
+        if backend.native("rms_norm", x):
             dx, dw = torch.ops.trimaran.rms_norm_backward(grads[0].contiguous(), x.contiguous(), weight, rstd)
             return dx, deliver(weight, dw), None
         dy, wide = _wide(grads[0]), _wide(x)

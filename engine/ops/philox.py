@@ -22,7 +22,6 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _CENTRE = (
     (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
@@ -121,7 +120,7 @@ def fill_normal_(
     out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], std: float, mean: float = 0.0
 ) -> Tensor:
     """Fill `out`, the box at `offsets` of a tensor of `global_shape`, with its part of that tensor's normals."""
-    fused = backend.fused(out) or backend.drawn_on_gpu(out, "fill_normal_", torch.float32, torch.float64)
+    fused = backend.native("normal", out)
     if fused and out.is_contiguous() and out.dim() > 0:
         return torch.ops.trimaran.fill_normal_(out, _signed(key), list(global_shape), list(offsets), std, mean)
     index = box_index(global_shape, offsets, out.shape, out.device)
@@ -147,7 +146,7 @@ class _Dropout(torch.autograd.Function):
 
 def _mask(x: Tensor, p: float, key: int, rows: Tensor, width: int, column: int) -> Tensor:
     threshold, scale = int(p * 2**32), 1.0 / (1.0 - p)
-    if backend.fused(x) or backend.drawn_on_gpu(x, "dropout", *_FLOATS):
+    if backend.native("dropout", x):
         return torch.ops.trimaran.dropout(
             x.contiguous(), _signed(key), rows.contiguous(), width, column, threshold, scale
         )

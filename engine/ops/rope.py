@@ -21,7 +21,7 @@ def rope_tables(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tens
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    if backend.fused(x) and x.stride(-1) == 1:
+    if backend.native("rope", x) and x.stride(-1) == 1:
         return torch.ops.trimaran.rope(x, cos, sin)
     cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
     a, b = x.chunk(2, dim=-1)

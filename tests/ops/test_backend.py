@@ -23,18 +23,18 @@ def test_cpu_without_the_extension_says_how_to_build_it(monkeypatch: pytest.Monk
         backend.select("cpu")
     backend.select("auto")
     assert set(backend.active().values()) == {"reference"}
-    assert not backend.fused(torch.ones(1))
+    assert not backend.native("rms_norm", torch.ones(1))
 
 
 @pytest.mark.skipif(backend.load_error() is not None, reason=f"engine._C: {backend.load_error()}")
 def test_what_kernels_serve() -> None:
     assert backend.active()["rms_norm"] == "cpu"
     assert backend.active().keys() == set(backend.OPS)
-    assert backend.fused(torch.ones(1))
-    assert backend.fused(torch.ones(1, dtype=torch.float64))
-    assert not backend.fused(torch.ones(1, dtype=torch.bfloat16))
+    assert backend.native("rms_norm", torch.ones(1))
+    assert backend.native("rms_norm", torch.ones(1, dtype=torch.float64))
+    assert not backend.native("rms_norm", torch.ones(1, dtype=torch.int64))
     backend.select("reference")
-    assert not backend.fused(torch.ones(1))
+    assert not backend.native("rms_norm", torch.ones(1))
     assert set(backend.active().values()) == {"reference"}
     backend.select("auto")
 
