@@ -22,6 +22,7 @@ _ALL = (*_WIDE, torch.bfloat16, torch.float16)
 # What compiled kernels take: per op the dtypes on CPUs and on GPUs, and one of its operators.
 _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]] = {
     "adamw": (_WIDE, (), "adamw_"),
+    "attention": (_ALL, (), "attention"),
     "cross_entropy": (_WIDE, (), "ce_stats"),
     "dropout": (_WIDE, _ALL, "dropout"),
     "normal": (_WIDE, _WIDE, "fill_normal_"),

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from engine.ops import backend
 from engine.ops.activation import swiglu
 from engine.ops.adamw import adamw_, sum_of_squares
+from engine.ops.attention import KeyRanges, attention
 from engine.ops.cross_entropy import ce_grad_, ce_stats
 from engine.ops.norm import rms_norm
 from engine.ops.philox import dropout, fill_normal_
@@ -48,11 +49,17 @@ def _adamw() -> Any:
     return *flat, sum_of_squares(flat[0])
 
 
+def _attention() -> Any:
+    qkv = torch.ones(2, 5, 4, 8, requires_grad=True)
+    out = attention(qkv, 2, 1, KeyRanges.causal(5, qkv.device))
+    return [x.contiguous() for x in (out, *torch.autograd.grad(out, qkv, torch.ones_like(out)))]
+
+
 def _normal() -> Any:
     return fill_normal_(torch.ones(4, 5), 7, (8, 5), (2, 0), 1.0)
 
 
-CALLS = [_swiglu, _rms_norm, _rope, _dropout, _cross_entropy, _adamw, _normal]
+CALLS = [_swiglu, _rms_norm, _rope, _dropout, _cross_entropy, _adamw, _attention, _normal]
 
 
 def outline(tensors: Any, device: str = "cpu") -> list[Any]:
