@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from engine.ops.attention import KeyRanges
+from engine.ops.key_ranges import KeyRanges
 
 
 @dataclass(frozen=True)

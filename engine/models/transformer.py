@@ -14,7 +14,7 @@ from engine.mesh import Axis
 from engine.models.block import Block, drop_hidden
 from engine.models.registry import NORMS, POSITIONS
 from engine.models.traits import Pass
-from engine.ops.attention import KeyRanges
+from engine.ops.key_ranges import KeyRanges
 from engine.parallel.cross_entropy import vocab_parallel_cross_entropy
 from engine.parallel.embedding import VocabEmbedding
 from engine.parallel.linear import TensorParallel, column_linear

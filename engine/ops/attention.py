@@ -8,7 +8,6 @@ query and head.
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,44 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.ops import backend
+from engine.ops.key_ranges import KeyRanges
 from engine.ops.philox import dropout
-
-
-class KeyRanges:
-    """Query i of sample b sees keys [first_bs[b, i], last_bs[b, i]]: int32 [1 or b, s]; none where first > last."""
-
-    def __init__(self, first_bs: Tensor, last_bs: Tensor, *, is_causal: bool = False) -> None:
-        self.first_bs, self.last_bs = first_bs, last_bs
-        self.is_causal = is_causal  # nothing but causal: kernels have a faster way to know
-
-    @classmethod
-    def causal(cls, s: int, device: torch.device, window: int | None = None) -> KeyRanges:
-        """Every key up to the query's own, or the last `window` of them."""
-        last_1s = torch.arange(s, dtype=torch.int32, device=device)[None]
-        if window is None:
-            return cls(torch.zeros_like(last_1s), last_1s, is_causal=True)
-        return cls((last_1s - (window - 1)).clamp(min=0), last_1s)
-
-    @classmethod
-    def documents(cls, documents_bs: Tensor) -> KeyRanges:
-        """Causal inside documents that lie end to end; `documents_bs` numbers them."""
-        places_s = torch.arange(documents_bs.shape[1], dtype=torch.int32, device=documents_bs.device)
-        starts_bs = torch.zeros_like(documents_bs, dtype=torch.int32)
-        starts_bs[:, 1:] = torch.where(documents_bs[:, 1:] != documents_bs[:, :-1], places_s[1:], 0)
-        first_bs = starts_bs.cummax(dim=1).values
-        return cls(first_bs, places_s.expand_as(first_bs).contiguous())
-
-    @classmethod
-    def full(cls, s: int, device: torch.device) -> KeyRanges:
-        """Every key."""
-        first_1s = torch.zeros(1, s, dtype=torch.int32, device=device)
-        return cls(first_1s, torch.full_like(first_1s, s - 1))
-
-    @cached_property
-    def mask_b1ss(self) -> Tensor:
-        """The same as booleans (True: sees), for kernels that know nothing else."""
-        keys_s = torch.arange(self.first_bs.shape[1], device=self.first_bs.device)
-        return ((keys_s >= self.first_bs[..., None]) & (keys_s <= self.last_bs[..., None]))[:, None]
+from engine.ops.softmax import masked_softmax
 
 
 def attention(
@@ -100,8 +64,8 @@ def dropped_attention(
     q_bhsd, k_bhsd, v_bhsd = _split(qkv_bsgd, heads, kv_heads)
     k_bhsd, v_bhsd = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k_bhsd, v_bhsd))
     wide = _wide_on_cpu(qkv_bsgd.dtype)
-    scores_bhss = (q_bhsd.to(wide) @ k_bhsd.to(wide).transpose(-1, -2)) / math.sqrt(qkv_bsgd.shape[-1])
-    probs_bhss = scores_bhss.masked_fill(~keys.mask_b1ss, -math.inf).softmax(dim=-1)
+    scores_bhss = q_bhsd.to(wide) @ k_bhsd.to(wide).transpose(-1, -2)
+    probs_bhss = masked_softmax(scores_bhss, keys, scale=1.0 / math.sqrt(qkv_bsgd.shape[-1]))
     heads_h = torch.arange(heads, device=qkv_bsgd.device) + head_offset
     rows_bhs = rows_bs[:, None, :] * heads_total + heads_h[:, None]
     probs_bhss = dropout(probs_bhss, p, key, rows_bhs, scores_bhss.shape[-1])

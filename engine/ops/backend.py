@@ -28,6 +28,7 @@ _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]
     "normal": (_WIDE, _WIDE, "fill_normal_"),
     "rms_norm": (_WIDE, (), "rms_norm"),
     "rope": (_WIDE, (), "rope"),
+    "softmax": (_ALL, (), "masked_softmax"),
     "swiglu": (_WIDE, (), "swiglu"),
 }
 OPS = (*_KERNELS, "gelu", "layer_norm")  # torch's own CPU kernels of the last ones are already fused

@@ -81,3 +81,23 @@ def _attention(
 @register_fake("trimaran::attention_backward_")
 def _attention_backward_(*_: object) -> None:
     return None
+
+
+@register_fake("trimaran::masked_softmax")
+def _masked_softmax(
+    scores: Tensor,
+    first: Tensor,
+    last: Tensor,
+    scale: float,
+    cap: float,
+    slopes: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    return torch.empty_like(scores)
+
+
+@register_fake("trimaran::masked_softmax_backward")
+def _masked_softmax_backward(
+    dprobs: Tensor, probs: Tensor, scores: Tensor, first: Tensor, last: Tensor, scale: float, cap: float
+) -> Tensor:
+    return torch.empty_like(probs)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.ops import backend
-from engine.ops.attention import KeyRanges, attention, dropped_attention
+from engine.ops.attention import attention, dropped_attention
+from engine.ops.key_ranges import KeyRanges
 from engine.ops.philox import make_key, random_bits
 from tests.ops.witness import check, check_bf16, draw
 
