@@ -24,7 +24,7 @@ _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]
     "adamw": (_WIDE, (), "adamw_"),
     "attention": (_ALL, (), "attention"),
     "cross_entropy": (_WIDE, (), "ce_stats"),
-    "dropout": (_WIDE, _ALL, "dropout"),
+    "dropout": (_ALL, _ALL, "dropout"),
     "normal": (_WIDE, _WIDE, "fill_normal_"),
     "rms_norm": (_WIDE, (), "rms_norm"),
     "rope": (_WIDE, (), "rope"),

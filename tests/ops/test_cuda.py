@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.ops import backend
-from engine.ops.philox import dropout, fill_normal_, make_key
+from engine.ops.dropout import dropout
+from engine.ops.philox import fill_normal_, make_key
 
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
