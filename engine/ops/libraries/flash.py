@@ -5,6 +5,7 @@ Held to the reference by stand-ins with the library's signatures and demands; no
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -23,12 +24,16 @@ _INT32 = 2**31  # the rotary kernel counts elements in 32 bits
 
 def why_not(op: str) -> str | None:
     """Return why the installed flash-attn cannot serve `op` on the current GPU, or None when it can."""
-    if import_error("flash_attn", ()) is not None:
-        return import_error("flash_attn", ())
-    offer = OFFERS[op]
+    failed = import_error("flash_attn", OFFERS["attention"].functions)
+    if failed is not None:
+        return failed
+    import flash_attn
+
+    if "softcap" not in inspect.signature(flash_attn.flash_attn_func).parameters:
+        return f"flash-attn {flash_attn.__version__} is too old; install flash-attn>=2.6"
     if op == "attention" and capability() < (8, 0):
         return "flash-attn's attention needs a GPU of the Ampere generation (sm_80) or newer"
-    return import_error(offer.module, offer.functions)
+    return import_error(OFFERS[op].module, OFFERS[op].functions)
 
 
 def fits(op: str, x: Tensor) -> bool:
