@@ -27,6 +27,7 @@ OFFERS = {
 _INT32 = 2**31  # its kernels count elements in 32 bits
 _CHUNK = 2048 * 32  # elements that one block works on, as in apex.multi_tensor_apply
 _ADAMW = 1  # mode: decoupled weight decay
+_FROM_INPUT = (0.0, False)  # end of a norm's backward call: eps is read only where the input is rebuilt from the output
 
 
 def why_not(op: str) -> str | None:
@@ -71,12 +72,9 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tu
     import fused_layer_norm_cuda
 
     dx, dw = fused_layer_norm_cuda.rms_backward_affine(
-        dy.contiguous(), rstd.flatten(), x.contiguous(), weight.shape, weight.contiguous(), *_PLAIN_BACKWARD
+        dy.contiguous(), rstd.flatten(), x.contiguous(), weight.shape, weight.contiguous(), *_FROM_INPUT
     )
     return dx, dw
-
-
-_PLAIN_BACKWARD = (0.0, False)  # eps, which only the memory-efficient form reads, and whether to use that form
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +96,7 @@ def layer_norm_backward(
 
     dx, dw, db = fused_layer_norm_cuda.backward_affine(
         dy.contiguous(), mean.flatten(), rstd.flatten(), x.contiguous(), weight.shape, weight.contiguous(),
-        _bias(weight, bias), *_PLAIN_BACKWARD,
+        _bias(weight, bias), *_FROM_INPUT,
     )  # fmt: skip
     return dx, dw, None if bias is None else db
 
@@ -115,15 +113,12 @@ def add_weight_grad_(main_grad_oi: Tensor, dy: Tensor, x: Tensor) -> None:
 
     `main_grad_oi` is contiguous, float32, or of the 16-bit dtype of x (then each sum is rounded to it).
     """
-    import fused_weight_gradient_mlp_cuda
+    import fused_weight_gradient_mlp_cuda as library
 
-    add = {
-        torch.float32: fused_weight_gradient_mlp_cuda.wgrad_gemm_accum_fp32,
-        x.dtype: fused_weight_gradient_mlp_cuda.wgrad_gemm_accum_fp16,
-    }[main_grad_oi.dtype] if x.dtype != torch.float32 else fused_weight_gradient_mlp_cuda.wgrad_gemm_accum_fp32
     if not main_grad_oi.is_contiguous():
         raise ValueError("apex adds weight gradients to contiguous tensors only")
-    # It reads raw memory: strides are not looked at.
+    add = library.wgrad_gemm_accum_fp16 if main_grad_oi.dtype in HALF else library.wgrad_gemm_accum_fp32
+    # It reads raw memory, whatever the strides.
     add(x.reshape(-1, x.shape[-1]).contiguous(), dy.reshape(-1, dy.shape[-1]).contiguous(), main_grad_oi)
 
 
