@@ -74,7 +74,7 @@ def check(
         if op not in OPS:
             raise ConfigError(f"{key}: there is no op called {op}.{did_you_mean(op, OPS)}")
         if name not in BACKENDS:
-            raise ConfigError(f"{key} is unknown.{did_you_mean(name, BACKENDS)}")
+            raise ConfigError(f"{key} is unknown.{did_you_mean(str(name), BACKENDS)}")
         if name != "auto" and name not in _backends(op):
             raise ConfigError(f"{key}, but {op} has no such backend; choose from: {', '.join(_backends(op))}.")
         seen = None if dtype is None else _seen(op, dtype)
@@ -180,7 +180,9 @@ def _why_no_kernel(operator: str, name: str) -> str | None:
     if error is not None:
         return f"the extension cannot be loaded ({error}); build it with `python setup.py build_ext --inplace`"
     if not _is_built(operator, name.upper()):
-        return f"the extension was built without it for {name.upper()} devices; build it again on such a machine"
+        return f"the extension was built without its {name} kernels" + (
+            "; build it again where torch has CUDA" if name == "cuda" else "; build it again"
+        )
     return None
 
 
