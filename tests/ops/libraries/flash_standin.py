@@ -173,6 +173,4 @@ def cross_entropy_loss(
     assert precomputed_lse is None
     assert logit_scale == 1.0
     assert ignore_index == -100
-    return _CrossEntropyLoss.apply(
-        logits, labels, label_smoothing, lse_square_scale, inplace_backward, process_group
-    )
+    return _CrossEntropyLoss.apply(logits, labels, label_smoothing, lse_square_scale, inplace_backward, process_group)
