@@ -142,10 +142,10 @@ class _CrossEntropyLoss(torch.autograd.Function):
         losses = -smoothing * wide.sum(1) / (world * n_cols) - (1 - smoothing) * label_logits * held
         lse = wide.logsumexp(1)
         if world > 1:
-            all_lse = torch.empty(world, n_rows)
+            all_lse = torch.empty(world * n_rows)
             dist.all_gather_into_tensor(all_lse, lse, group=group)
             dist.all_reduce(losses, group=group)
-            lse = all_lse.logsumexp(0)
+            lse = all_lse.view(world, n_rows).logsumexp(0)
         z_losses = z * lse.square()
         ctx.save_for_backward(logits, lse, labels)
         ctx.mark_non_differentiable(z_losses)
