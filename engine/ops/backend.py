@@ -113,7 +113,9 @@ def native(op: str, x: Tensor) -> bool:
 
 
 def _device_of(x: Tensor) -> str:
-    return x.device.type
+    if x.is_cpu:  # x.device is an object made anew at each call
+        return "cpu"
+    return "cuda" if x.is_cuda else x.device.type
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from engine.validate import validate
 from tests.ops.libraries.standins import forget
 
 FLOAT, HALF = torch.float32, torch.bfloat16
+OWN = ("native", "reference")
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def test_naming_a_library_gives_it_all_that_it_takes() -> None:
     assert backend.choose("rms_norm", torch.ones(2, dtype=HALF)) == "apex"
     assert backend.choose("weight_grad", torch.ones(2)) == "apex"
     assert backend.choose("rope", torch.ones(1, 2, 2, 4)) == "flash"
-    assert backend.choose("attention", torch.ones(1, 2, 2, 4, dtype=HALF)) == "reference"
+    assert backend.choose("attention", torch.ones(1, 2, 2, 4, dtype=HALF)) in OWN
     backend.select("reference", {"attention": "flash"}, "cuda")
     assert backend.choose("attention", torch.ones(1, 2, 2, 4, dtype=HALF)) == "flash"
     assert backend.choose("rope", torch.ones(1, 2, 2, 4)) == "reference"
@@ -64,7 +65,7 @@ def test_a_named_kernel_brings_no_library_with_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(backend, "_is_built", lambda operator, device: True)
     backend.select("cuda", {}, "cuda")
     assert backend.choose("dropout", torch.ones(2)) == "native"
-    assert backend.choose("attention", torch.ones(1, 2, 2, 4, dtype=HALF)) == "reference"
+    assert backend.choose("attention", torch.ones(1, 2, 2, 4, dtype=HALF)) in OWN
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_named_kernel_brings_no_library_with_it(monkeypatch: pytest.MonkeyPatc
 )  # fmt: skip
 def test_shapes_that_a_library_does_not_take(op: str, shape: tuple[int, ...]) -> None:
     backend.select("auto", {op: "apex" if op == "rms_norm" else "flash"}, "cuda")
-    assert backend.choose(op, torch.ones(shape, dtype=HALF)) in ("native", "reference")
+    assert backend.choose(op, torch.ones(shape, dtype=HALF)) in OWN
     fitting = tuple(min(8, max(1, size)) for size in shape)
     assert backend.choose(op, torch.ones(fitting, dtype=HALF)) in ("apex", "flash")
 
@@ -92,14 +93,15 @@ def test_a_library_that_is_not_there(libraries: dict[str, ModuleType], monkeypat
     uninstall(libraries, monkeypatch, "flash_attn", "amp_C", "apex")
     assert "`import flash_attn` failed: ModuleNotFoundError: " in refusal("flash")
     assert "NVIDIA's apex is not installed" in refusal("apex")
-    assert "attention" in backend.describe("cuda", HALF)[-1] or "flash" not in backend.active("cuda", HALF).values()
+    half = backend.active("cuda", HALF)
+    assert {op for op, name in half.items() if name in ("flash", "apex")} == {"weight_grad"}
 
 
 def test_a_part_that_is_not_there(libraries: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     uninstall(libraries, monkeypatch, "flash_attn.ops.triton.rotary")
     assert "`import flash_attn.ops.triton.rotary` failed" in refusal("flash")
     backend.select("flash", {"rope": "auto"}, "cuda")
-    assert backend.choose("rope", torch.ones(1, 2, 2, 4)) == "reference"
+    assert backend.choose("rope", torch.ones(1, 2, 2, 4)) in OWN
     assert backend.choose("cross_entropy", torch.ones(2, 4)) == "flash"
 
 
@@ -139,7 +141,7 @@ def test_the_other_apex(libraries: dict[str, ModuleType], monkeypatch: pytest.Mo
     ("section", "values", "answer"),
     [
         ("precision", {"dtype": "fp32"}, "ops.overrides.attention=flash, but flash takes bf16, fp16, not fp32; "),
-        ("model", {"attention_dropout": 0.1}, "as model.attention_dropout=0.1 asks; write ops.overrides.attention=auto."),
+        ("model", {"attention_dropout": 0.1}, "attention_dropout=0.1 asks; write ops.overrides.attention=auto."),
         ("model", {"head_dim": 264}, "ops.overrides.attention=flash takes heads of up to 256 dimensions"),
     ],
 )  # fmt: skip
