@@ -17,14 +17,15 @@ pytestmark = pytest.mark.usefixtures("libraries")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}  # two roundings of the value, of magnitude up to 4
 
 
-def slice_of(seed: int, *shape: int) -> Tensor:
+def slice_of(dtype: torch.dtype, seed: int, *shape: int) -> Tensor:
     """Return a tensor with gaps in its memory."""
-    return draw(seed, *shape[:-1], shape[-1] + 3)[..., : shape[-1]]
+    return draw(seed, *shape[:-1], shape[-1] + 3).to(dtype)[..., : shape[-1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rms_norm(dtype: torch.dtype) -> None:
-    x, weight, dy = (t.to(dtype) for t in (slice_of(1, 3, 5, 7), 1 + draw(2, 7) / 4, slice_of(3, 3, 5, 7)))
+    x, dy = slice_of(dtype, 1, 3, 5, 7), slice_of(dtype, 3, 3, 5, 7)
+    weight = (1 + draw(2, 7) / 4).to(dtype)
     y, rstd = apex.rms_norm(x, weight, 1e-5)
     assert (y.dtype, rstd.dtype, rstd.shape) == (dtype, torch.float32, (3, 5, 1))
     dx, dw = apex.rms_norm_backward(dy, x, weight, rstd)
@@ -37,7 +38,8 @@ def test_rms_norm(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [True, False])
 def test_layer_norm(dtype: torch.dtype, biased: bool) -> None:
-    x, weight, dy = (t.to(dtype) for t in (slice_of(1, 3, 5, 7), 1 + draw(2, 7) / 4, slice_of(3, 3, 5, 7)))
+    x, dy = slice_of(dtype, 1, 3, 5, 7), slice_of(dtype, 3, 3, 5, 7)
+    weight = (1 + draw(2, 7) / 4).to(dtype)
     bias = draw(4, 7).to(dtype) if biased else None
     y, mean, rstd = apex.layer_norm(x, weight, bias, 1e-5)
     assert mean.shape == rstd.shape == (3, 5, 1)
@@ -58,7 +60,7 @@ def close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weight_gradients_are_added_in_float32(dtype: torch.dtype) -> None:
-    dy, x = slice_of(5, 2, 6, 3).to(dtype), slice_of(6, 2, 6, 4).to(dtype)
+    dy, x = slice_of(dtype, 5, 1, 6, 3), slice_of(dtype, 6, 1, 6, 4)
     main_grad = draw(7, 3, 4).float()
     expected = main_grad.double() + torch.einsum("bso,bsi->oi", dy.double(), x.double())
     apex.add_weight_grad_(main_grad, dy, x)
