@@ -118,3 +118,126 @@ class Machine {
 };
 
 inline Machine machine;
+
+// Splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+inline uint64_t Machine::draw() {
+  uint64_t z = random_ += 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+inline bool Machine::run(dim3 grid, dim3 block, void (*body)(void*), void* context) {
+  const std::lock_guard only(one_launch_);
+  gridDim = grid;
+  blockDim = block;
+  body_ = body;
+  context_ = context;
+  message_.clear();
+  std::vector<uint64_t> blocks(static_cast<uint64_t>(grid.x) * grid.y * grid.z);
+  std::iota(blocks.begin(), blocks.end(), uint64_t{0});
+  for (size_t left = blocks.size(); left > 0; --left) {
+    std::swap(blocks[left - 1], blocks[draw_below(left)]);
+    const uint64_t at = blocks[left - 1];
+    blockIdx.x = static_cast<unsigned>(at % grid.x);
+    blockIdx.y = static_cast<unsigned>(at / grid.x % grid.y);
+    blockIdx.z = static_cast<unsigned>(at / grid.x / grid.y);
+    run_block(block);
+  }
+  return message_.empty();
+}
+
+inline void Machine::run_block(dim3 block) {
+  begin(block);
+  Thread* first = next();
+  activate(*first);
+  home_.switch_to(*first->fiber);
+  current_ = nullptr;  // back where no thread can go on
+  for (const Thread& thread : threads_) {
+    if (thread.state == State::kExited) continue;
+    report_stuck();
+    fibers_.clear();  // with what lies on their stacks
+    idle_.clear();
+    return;
+  }
+}
+
+inline void Machine::begin(dim3 block) {
+  const int count = static_cast<int>(block.x * block.y * block.z);
+  const int warps = (count + kLanesOfWarp - 1) / kLanesOfWarp;
+  ++epoch_;
+  ++block_;
+  arrived_ = 0;
+  threads_.assign(count, Thread{});
+  warps_.assign(warps, Warp{});
+  if (count % kLanesOfWarp != 0) warps_.back().gone = ~0u << count % kLanesOfWarp;
+  ready_.clear();
+  for (int id = 0; id < count; ++id) {
+    Thread& thread = threads_[id];
+    thread.id = id;
+    thread.warp = id / kLanesOfWarp;
+    thread.lane = id % kLanesOfWarp;
+    thread.index = {id % block.x, id / block.x % block.y, id / block.x / block.y};
+    thread.seen[thread.lane] = 1;
+    ready_.push_back(&thread);
+  }
+}
+
+// What every fiber does for ever: run the current thread to its end, then whichever may go on.
+inline void Machine::work() {
+  Machine& m = machine;
+  for (;;) {
+    Thread& thread = *m.current_;
+    Fiber* own = thread.fiber;
+    m.body_(m.context_);
+    m.leave(thread);
+    m.idle_.push_back(own);
+    if (Thread* after = m.next(); after == nullptr) {
+      own->switch_to(m.home_);
+    } else {
+      m.activate(*after);
+      if (after->fiber != own) own->switch_to(*after->fiber);
+    }
+  }
+}
+
+inline void Machine::leave(Thread& thread) {
+  thread.state = State::kExited;
+  Warp& warp = warps_[thread.warp];
+  warp.gone |= 1u << thread.lane;
+  for (int other = 0; other < kLanesOfWarp; ++other) {  // who waits for this one alone need not any more
+    if (warp.waiting >> other & 1) settle(thread.warp, lane(thread.warp, other).mask);
+  }
+}
+
+// Take any of the threads that may go on out of their list; nullptr if there is none.
+inline Thread* Machine::next() {
+  if (ready_.empty()) return nullptr;
+  std::swap(ready_[draw_below(ready_.size())], ready_.back());
+  Thread* chosen = ready_.back();
+  ready_.pop_back();
+  return chosen;
+}
+
+// Make it the current thread, with a stack if it has none yet; the caller switches to it.
+inline void Machine::activate(Thread& thread) {
+  if (thread.fiber == nullptr) {
+    if (idle_.empty()) {
+      fibers_.push_back(std::make_unique<Fiber>(&Machine::work));
+      idle_.push_back(fibers_.back().get());
+    }
+    thread.fiber = idle_.back();
+    idle_.pop_back();
+  }
+  thread.state = State::kReady;
+  current_ = &thread;
+  threadIdx = thread.index;
+}
+
+inline void Machine::wait() {
+  Fiber* own = current_->fiber;
+  Thread* after = next();
+  if (after != nullptr) activate(*after);
+  Fiber& other = after != nullptr ? *after->fiber : home_;
+  if (&other != own) own->switch_to(other);
+}
