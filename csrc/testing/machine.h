@@ -31,7 +31,8 @@ constexpr int kLanesOfWarp = 32;
 enum class State { kReady, kAtBarrier, kInWarp, kExited };
 enum class Meeting { kSync, kShuffle, kVote };  // the reasons for lanes of a warp to wait for each other
 
-// Lane l of a warp has seen what lane k wrote to memory at k's times below seen[k]; times advance by barriers.
+// Lane l of a warp sees what lane k did to memory at k's times up to seen[k]. Lane l's own time is seen[l]; warp barriers
+// advance it.
 using Clock = std::array<uint32_t, kLanesOfWarp>;
 
 struct Thread {
@@ -56,9 +57,7 @@ inline std::string text(uint3 at) {
   return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
 }
 
-inline std::string text(const Site& site) {
-  return std::string(site.file_name()) + ":" + std::to_string(site.line()) + " in " + site.function_name();
-}
+inline std::string text(const Site& site) { return site.file_name() + (":" + std::to_string(site.line())); }
 
 class Machine {
  public:
@@ -67,9 +66,10 @@ class Machine {
   uint64_t epoch() const { return epoch_; }  // of memory: advances at block barriers and with every block
   uint64_t block() const { return block_; }  // counts all blocks ever run
 
-  // Keep the first thing that went wrong in a launch.
-  void report(const std::string& message) {
-    if (message_.empty()) message_ = message + ", thread " + text(threadIdx) + " of block " + text(blockIdx);
+  // Keep the first thing that went wrong in a launch; `message` makes its text.
+  template <typename Message>
+  void report(Message message) {
+    if (message_.empty()) message_ = message();
   }
 
   // What was reported last, which is forgotten.
@@ -250,7 +250,12 @@ inline void Machine::block_barrier(const Site& site) {
   current_->state = State::kAtBarrier;
   current_->site = site;
   if (arrived_++ == 0) barrier_ = site;
-  if (!same(site, barrier_)) report("threads of a block meet at different barriers: " + text(barrier_) + " and " + text(site));
+  if (!same(site, barrier_)) {
+    report([&] {
+      return "divergence: threads of block " + text(blockIdx) + " are at different barriers, " + text(barrier_) +
+             " and " + text(site) + " in " + site.function_name();
+    });
+  }
   if (arrived_ == threads_.size()) {
     arrived_ = 0;
     ++epoch_;
@@ -264,7 +269,10 @@ inline void Machine::block_barrier(const Site& site) {
 inline uint64_t Machine::meet(Meeting meeting, unsigned mask, uint64_t given, int source, const Site& site) {
   Thread& thread = *current_;
   if ((mask >> thread.lane & 1) == 0) {
-    report("a thread's own lane is not in the mask " + std::to_string(mask) + " of " + text(site));
+    report([&] {
+      return "divergence: thread " + text(threadIdx) + " is not in its own mask " + std::to_string(mask) + " at " +
+             text(site) + " in " + site.function_name();
+    });
     return ~uint64_t{0};
   }
   thread.state = State::kInWarp;
@@ -282,7 +290,7 @@ inline uint64_t Machine::meet(Meeting meeting, unsigned mask, uint64_t given, in
 // End the meeting of the lanes in `mask`, if all of them are there.
 inline void Machine::settle(int warp, unsigned mask) {
   const unsigned waiting = warps_[warp].waiting & mask;
-  if ((waiting | warps_[warp].gone & mask) != mask) return;
+  if ((waiting | (warps_[warp].gone & mask)) != mask) return;
   const Meeting meeting = lane(warp, std::countr_zero(waiting)).meeting;
   for (unsigned rest = waiting; rest != 0; rest &= rest - 1) {
     const Thread& thread = lane(warp, std::countr_zero(rest));
@@ -321,21 +329,25 @@ inline void Machine::deliver(int warp, unsigned lanes) {
 // Nobody can go on: say who waits where.
 inline void Machine::report_stuck() {
   size_t at_barrier = 0, in_warp = 0;
-  const Thread* waits_in_warp = nullptr;
+  Site site;
   for (const Thread& thread : threads_) {
     at_barrier += thread.state == State::kAtBarrier;
-    if (thread.state != State::kInWarp) continue;
-    ++in_warp;
-    waits_in_warp = &thread;
+    in_warp += thread.state == State::kInWarp;
+    if (thread.state == State::kInWarp) site = thread.site;
   }
-  const size_t exited = threads_.size() - at_barrier - in_warp;
-  std::string all = "divergence: in block " + text(blockIdx) + " " + std::to_string(exited) + " threads have exited";
-  if (at_barrier > 0) all += ", " + std::to_string(at_barrier) + " wait at __syncthreads, " + text(barrier_);
-  if (waits_in_warp != nullptr) {
-    all += ", " + std::to_string(in_warp) + " wait in warps, one with mask " + std::to_string(waits_in_warp->mask) +
-           " at " + text(waits_in_warp->site);
-  }
-  if (message_.empty()) message_ = all;
+  report([&] {
+    const auto count = [](size_t threads) { return std::to_string(threads); };
+    std::string all = "divergence: in block " + text(blockIdx);
+    if (at_barrier > 0) {
+      all += " " + count(at_barrier) + " threads wait at the barrier " + text(barrier_) + " in " +
+             barrier_.function_name() + ",";
+    }
+    if (in_warp > 0) {
+      all += " " + count(in_warp) + " threads wait for others of their warps, one at " + text(site) + " in " +
+             site.function_name() + ",";
+    }
+    return all + " " + count(threads_.size() - at_barrier - in_warp) + " have exited";
+  });
 }
 
 }  // namespace trimaran::emulation
