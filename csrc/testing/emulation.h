@@ -10,7 +10,7 @@
 
 #include <cmath>
 
-#include "machine.h"
+#include "meeting.h"
 #include "shared_array.h"
 
 #define __launch_bounds__(...)

@@ -3,6 +3,7 @@
 // NaN, until the block writes them.
 #pragma once
 
+#include <bit>
 #include <concepts>
 #include <cstring>
 #include <optional>
