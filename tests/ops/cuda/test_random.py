@@ -51,18 +51,13 @@ def name(x: Tensor) -> str:
 
 @given(shape=st.lists(st.integers(1, 9), min_size=1, max_size=4), data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_normals_of_a_box(on_host: ctypes.CDLL, shape: list[int], data: st.DataObject) -> None:
+def test_normals_of_a_box(kernels: Emulated, shape: list[int], data: st.DataObject) -> None:
     sizes = [data.draw(st.integers(1, n)) for n in shape]
     offsets = [data.draw(st.integers(0, n - m)) for n, m in zip(shape, sizes, strict=True)]
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     key = make_key(data.draw(st.integers(0, 9)), "w")
     drawn = torch.full(sizes, float("nan"), dtype=dtype)
-    fill = getattr(on_host, f"fill_{name(drawn)}")
-    error = fill(
-        pointer(drawn), ctypes.c_uint64(key), len(shape), integers(*sizes, *offsets, *shape),
-        ctypes.c_double(0.7), ctypes.c_double(0.1),
-    )  # fmt: skip
-    assert error == 0
+    kernels(f"fill_{name(drawn)}", drawn, key, len(shape), [*sizes, *offsets, *shape], 0.7, 0.1)
     backend.select("reference")
     assert torch.equal(drawn, fill_normal_(torch.empty(sizes, dtype=dtype), key, shape, offsets, 0.7, 0.1))
     backend.select("auto")
@@ -74,14 +69,11 @@ def test_normals_of_a_box(on_host: ctypes.CDLL, shape: list[int], data: st.DataO
     p=st.floats(0.05, 0.9),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_dropout(on_host: ctypes.CDLL, dtype: torch.dtype, rows: int, f: int, column: int, p: float) -> None:
+def test_dropout(kernels: Emulated, dtype: torch.dtype, rows: int, f: int, column: int, p: float) -> None:
     x = torch.linspace(1, 2, rows * f).view(rows, f).to(dtype)
     y, addresses, key = torch.full_like(x, float("nan")), torch.arange(rows) * 2**31 + 3, make_key(1, "d")
-    sizes = integers(rows, f, f + column, column, int(p * 2**32))
-    error = getattr(on_host, f"drop_{name(x)}")(
-        pointer(x), pointer(y), ctypes.c_uint64(key), pointer(addresses), sizes, ctypes.c_double(1 / (1 - p))
-    )
-    assert error == 0
+    sizes = [rows, f, f + column, column, int(p * 2**32)]
+    kernels(f"drop_{name(x)}", x, y, key, addresses, sizes, 1 / (1 - p))
     backend.select("reference")
     assert torch.equal(y, dropout(x, p, key, addresses, f + column, column))
     backend.select("auto")
