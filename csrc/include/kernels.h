@@ -49,12 +49,4 @@ void ce_grad(float* logits, const int64_t* targets, const float* max, const floa
 void ce_grad(double* logits, const int64_t* targets, const double* max, const double* log_sum, const double* scale,
              int64_t begin, int64_t end, int64_t v, int64_t start);
 
-struct AdamW {
-  double lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale;
-};
-void adamw(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t begin, int64_t end, AdamW a);
-void adamw(double* param, const double* grad, double* exp_avg, double* exp_avg_sq, int64_t begin, int64_t end, AdamW a);
-double sum_of_squares(const float* x, int64_t begin, int64_t end);
-double sum_of_squares(const double* x, int64_t begin, int64_t end);
-
 }  // namespace trimaran

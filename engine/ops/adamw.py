@@ -22,16 +22,18 @@ def adamw_(
     step: Tensor,
     grad_scale: Tensor,
     keep: Tensor,
+    rounded: Tensor | None = None,
 ) -> None:
     """Update `param` and its moments in place with `grad_scale` * `grad`, as torch.optim.AdamW does.
 
     All flat tensors share one shape and dtype (float32 or float64). `step` (the number of this update, from 1),
     `grad_scale` and `keep` are 0-dim tensors, read without a host synchronisation on GPUs; keep = 0 leaves
-    everything bitwise as it was, whatever the gradient holds.
+    everything bitwise as it was, whatever the gradient holds. `rounded`, bfloat16 or float16 of the same shape,
+    receives the updated parameter.
     """
     if backend.native("adamw", param):
         torch.ops.trimaran.adamw_(
-            param, grad, exp_avg, exp_avg_sq, lr, beta1, beta2, eps, weight_decay, step, grad_scale, keep
+            param, grad, exp_avg, exp_avg_sq, rounded, lr, beta1, beta2, eps, weight_decay, step, grad_scale, keep
         )
         return
     applied = keep > 0
@@ -43,6 +45,8 @@ def adamw_(
     updated = param * (1.0 - lr * weight_decay) - lr * (first / (1.0 - beta1**number)) / denominator
     for old, new in ((param, updated), (exp_avg, first), (exp_avg_sq, second)):
         old.copy_(torch.where(applied, new, old))
+    if rounded is not None:
+        rounded.copy_(torch.where(applied, param.to(rounded.dtype), rounded))
 
 
 def sum_of_squares(flat: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ _ALL = (*_WIDE, torch.bfloat16, torch.float16)
 
 # What compiled kernels take: per op the dtypes on CPUs and on GPUs, and one of its operators.
 _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]] = {
+    "adafactor": (_WIDE, (), "means_of_squares"),
     "adamw": (_WIDE, (), "adamw_"),
     "attention": (_ALL, (), "attention"),
     "cross_entropy": (_WIDE, (), "ce_stats"),
@@ -49,7 +50,7 @@ class _Library(Protocol):
 
 _LIBRARIES: dict[str, _Library] = {"flash": flash, "apex": apex}  # no op is offered by both
 _PLAIN = ("gelu",)  # torch's own kernels are already fused
-_MAIN = ("adamw", "normal")  # see tensors of the main dtype: float32 where parameters have 16 bits
+_MAIN = ("adafactor", "adamw", "normal")  # see tensors of the main dtype: float32 where parameters have 16 bits
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", *sorted(_LIBRARIES))
 OPS = tuple(sorted({*_KERNELS, *apex.OFFERS, *flash.OFFERS, *_PLAIN}))

@@ -38,6 +38,11 @@ class Shard:
     exp_avg: Tensor
     exp_avg_sq: Tensor
 
+    @property
+    def is_own_master(self) -> bool:
+        """Parameters of the main dtype are their own masters."""
+        return self.master.dtype == self.bucket.params.dtype
+
 
 class ShardedAdamW:
     """Optimizer over `Buckets`; `step_count` is the number of updates applied (0-dim float tensor)."""
@@ -83,13 +88,14 @@ class ShardedAdamW:
                     lr=lr, beta1=self.settings.beta1, beta2=self.settings.beta2, eps=self.settings.eps,
                     weight_decay=self.settings.weight_decay if run.decay else 0.0,
                     step=self.step_count, grad_scale=grad_scale, keep=keep,
+                    rounded=None if shard.is_own_master else shard.bucket.param_shard()[span],
                 )  # fmt: skip
-        self.publish()
+        self.buckets.gather_params()
 
     def publish(self) -> None:
-        """Round masters into the parameters and give them to every replica."""
+        """Round masters that were set into the parameters and give them to every replica."""
         for shard in self.shards:
-            if shard.master.dtype != shard.bucket.params.dtype:
+            if not shard.is_own_master:
                 shard.bucket.param_shard().copy_(shard.master)
         self.buckets.gather_params()
 

@@ -51,6 +51,18 @@ def test_keeps_everything_bitwise_when_told() -> None:
         assert all(torch.equal(a, b) for a, b in zip(state, before, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounds_the_parameter_in_the_same_pass(dtype: torch.dtype) -> None:
+    state = [draw(i, 77).float().abs() for i in range(4)]
+    rounded, one = torch.zeros(77, dtype=dtype), torch.ones(())
+    settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.1, "step": one}
+    adamw_(*state, **settings, grad_scale=one, keep=one, rounded=rounded)  # type: ignore[arg-type]
+    assert torch.equal(rounded, state[0].to(dtype))
+    rounded.zero_()
+    adamw_(*state, **settings, grad_scale=one, keep=torch.zeros(()), rounded=rounded)  # type: ignore[arg-type]
+    assert not rounded.any()
+
+
 def test_part_of_a_flat_buffer() -> None:
     """An update of a slice leaves its neighbours alone and equals the update of the slice by itself."""
     buffers = [draw(i, 50).float().abs() for i in range(4)]
@@ -64,7 +76,10 @@ def test_part_of_a_flat_buffer() -> None:
         assert torch.equal(buffer[31:], old[31:])
 
 
-@given(n=st.sampled_from([0, 1, 5, 16384, 40000]), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(
+    n=st.sampled_from([0, 1, 5, 16384, 40000]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+)
 @settings(max_examples=10, deadline=None)
 def test_sum_of_squares(n: int, dtype: torch.dtype) -> None:
     x = draw(1, n).to(dtype)

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.ops import backend
 from engine.ops.activation import swiglu
+from engine.ops.adafactor import means_of_squares
 from engine.ops.adamw import adamw_, sum_of_squares
 from engine.ops.attention import attention
 from engine.ops.cross_entropy import ce_grad_, ce_stats
@@ -54,7 +55,7 @@ def _cross_entropy() -> Any:
 def _adamw() -> Any:
     flat, one = [torch.ones(10) for _ in range(4)], torch.ones(())
     adamw_(*flat, lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.1, step=one, grad_scale=one, keep=one)
-    return *flat, sum_of_squares(flat[0])
+    return *flat, sum_of_squares(flat[0]), *means_of_squares(torch.ones(3, 4))
 
 
 def _attention() -> Any:
