@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.ops.libraries.offer import FLOAT, HALF, Offer, capability, import_error
 
@@ -55,13 +56,10 @@ class Documents(NamedTuple):
     longest: int
 
     @classmethod
-    def of(cls, documents_bs: Tensor) -> Documents:
-        """Cut where the number of the document changes and at each row. On a GPU this waits for the device."""
-        starts_bs = torch.ones_like(documents_bs, dtype=torch.bool)
-        starts_bs[:, 1:] = documents_bs[:, 1:] != documents_bs[:, :-1]
-        starts_n = starts_bs.flatten().nonzero().flatten()
-        bounds = torch.cat([starts_n, starts_n.new_tensor([documents_bs.numel()])])
-        return cls(bounds.to(torch.int32), documents_bs.shape[1])
+    def of(cls, first_bs: Tensor) -> Documents:
+        """Cut where the first key a query sees, `first_bs` [b, s], is its own. On a GPU this waits for the device."""
+        starts_n = (first_bs == torch.arange(first_bs.shape[1], device=first_bs.device)).flatten().nonzero().flatten()
+        return cls(F.pad(starts_n, (0, 1), value=first_bs.numel()).to(torch.int32), first_bs.shape[1])
 
 
 def attention(

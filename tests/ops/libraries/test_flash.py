@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.ops.key_ranges import KeyRanges
 from engine.ops.libraries import flash
 from tests.ops.libraries.standins import modules
 from tests.ops.witness import check_bf16, draw
@@ -84,7 +85,7 @@ def test_softcap() -> None:
 
 def test_no_query_sees_another_document() -> None:
     documents_bs = torch.tensor([[0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2], [2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3]])
-    documents = flash.Documents.of(documents_bs)
+    documents = flash.Documents.of(KeyRanges.documents(documents_bs).first_bs)
     assert documents.bounds.tolist() == [0, 5, 6, 12, 15, 24]  # row 1 begins anew although the number goes on
     same = documents_bs[:, None, :, None] == documents_bs[:, None, None, :]
     check_bf16(
