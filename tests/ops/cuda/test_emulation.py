@@ -109,7 +109,9 @@ def test_grids_of_three_dimensions(samples: Emulated, sizes: list[int]) -> None:
     assert torch.equal(numbers, torch.arange(total, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("sizes", [[0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1], [1, 1, 1, 32, 33, 1], [1, 65536, 1, 1, 1, 1]])
+@pytest.mark.parametrize(
+    "sizes", [[0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1], [1, 1, 1, 32, 33, 1], [1, 65536, 1, 1, 1, 1]], ids=str
+)
 def test_launches_that_no_gpu_takes(samples: Emulated, sizes: list[int]) -> None:
     with pytest.raises(EmulationError, match="returned error 9"):  # cudaErrorInvalidConfiguration
         samples("number", None, sizes)
