@@ -1,4 +1,4 @@
-"""nvcc compiles the CUDA sources for data-centre GPUs, and ptxas says what a thread of each kernel takes; a C++ compiler
+"""nvcc compiles the CUDA sources for data-centre GPUs and ptxas says what a thread of each kernel takes; a C++ compiler
 checks the binding to torch."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The CUDA kernels once more under UndefinedBehaviorSanitizer and AddressSanitizer, which guards torch's tensors too."""
+"""The CUDA kernels once more, under UndefinedBehaviorSanitizer and AddressSanitizer; it guards torch's tensors too."""
 
 from __future__ import annotations
 
