@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.ops import backend
-from engine.ops.philox import dropout, fill_normal_, make_key
+from engine.ops.dropout import dropout
+from engine.ops.philox import fill_normal_, make_key
 from tests.ops.cuda.build import CSRC, Emulated, HostBuild
 
 ENTRIES = """
