@@ -1,5 +1,6 @@
 // CUDA kernels, launched from plain C++. They know nothing of torch: pointers are device pointers, the return value is
-// the launch's error. Numbers equal those of the CPU kernels to the last bit (compile with -fmad=false).
+// the launch's error. T is float, double, __half or __nv_bfloat16 unless a kernel says otherwise; numbers are computed
+// in Wide<T> and rounded once. Tensors are row-major and contiguous; pointers that are called optional may be null.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,7 +9,11 @@
 
 #include <cstdint>
 
+#include "wide.h"
+
 namespace trimaran {
+
+// ---- random.cu: to the last bit what the CPU kernels give (compiled with -fmad=false) ----
 
 constexpr int kMaxDims = 8;
 
@@ -18,14 +23,50 @@ struct Box {
   int64_t sizes[kMaxDims], offsets[kMaxDims], global_sizes[kMaxDims];
 };
 
-// Fill `out`, the contiguous box, with mean + std * normal of its elements' global indices in the stream `key`.
+// Fill `out` (float or double), the contiguous box, with mean + std * normal of its elements' global indices in the
+// stream `key`.
 template <typename T>
 cudaError_t cuda_fill_normal(T* out, uint64_t key, const Box& box, double std, double mean, cudaStream_t stream);
 
 // y = keep ? x * scale : 0 for x [rows, f]; element (r, i) is kept if word addresses[r] * width + column + i of the
-// stream reaches `threshold`. 16-bit elements are multiplied in float and rounded once.
+// stream reaches `threshold`.
 template <typename T>
 cudaError_t cuda_dropout(const T* x, T* y, uint64_t key, const int64_t* addresses, int64_t rows, int64_t f,
                          int64_t width, int64_t column, uint32_t threshold, double scale, cudaStream_t stream);
+
+// ---- norm.cu ----
+
+// total = x + residual rounded to T (with a residual; else x stands for it),
+// y = (total - mean) * rstd * weight + bias over rows [rows, h], rstd = 1 / sqrt(mean((total - mean)^2) + eps).
+template <typename T>
+struct NormForward {
+  const T *x, *residual, *weight, *bias;  // residual and bias: optional
+  T *total, *y;                           // total: only with a residual; it may be x or residual
+  Wide<T>*mean, *rstd;                    // [rows]; without mean it is RMSNorm: no mean is taken off
+  int64_t rows, h;
+  double eps;
+};
+template <typename T>
+cudaError_t cuda_norm(const NormForward<T>& a, cudaStream_t stream);
+
+// dx = gradient of y's input + dtotal, and the gradients of weight and bias by way of partial sums.
+template <typename T>
+struct NormBackward {
+  const T *dy, *x, *weight, *dtotal;        // x: what was normalised; dtotal: optional
+  const Wide<T>*mean, *rstd;                // mean: null for RMSNorm
+  T* dx;
+  Wide<T>*dweight_parts, *dbias_parts;      // [norm_chunks(rows, h), h], room to work
+  Wide<T>*dweight, *dbias;                  // [h]; dbias and its parts: optional
+  int64_t rows, h;
+};
+template <typename T>
+cudaError_t cuda_norm_backward(const NormBackward<T>& a, cudaStream_t stream);
+
+// Rows that one block of the backward takes.
+int64_t norm_chunk_rows(int64_t h);
+inline int64_t norm_chunks(int64_t rows, int64_t h) {
+  const int64_t each = norm_chunk_rows(h);
+  return (rows + each - 1) / each;
+}
 
 }  // namespace trimaran
