@@ -77,7 +77,8 @@ inline unsigned threads_for(int64_t vectors, int64_t most = 256) {
   return static_cast<unsigned>(std::min(most, std::max<int64_t>(1, (vectors + 31) / 32) * 32));
 }
 
-// Blocks for so many rows; kernels stride over the rows that exceed the largest grid.
-inline dim3 blocks_for(int64_t rows) { return dim3(static_cast<unsigned>(std::min<int64_t>(rows, 0x7fffffff))); }
+// A block for each of so many rows. Beyond 2^31 - 1 the launch fails. (Kernels that stride over rows instead would lose
+// their vector stores: nvcc 13 splits those inside two nested loops.)
+inline dim3 blocks_for(int64_t rows) { return dim3(static_cast<unsigned>(std::min<int64_t>(rows, 0x80000000))); }
 
 }  // namespace trimaran

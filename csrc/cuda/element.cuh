@@ -37,21 +37,22 @@ template <>
 struct PieceOf<8> {
   using type = uint2;
 };
+template <int N, typename T>
+using Piece = typename PieceOf<N * sizeof(T)>::type;
 
 template <int N, typename T>
 __device__ __forceinline__ void load(const T* from, Wide<T> (&to)[N]) {
   if constexpr (N == 1) {
     to[0] = widen(*from);
   } else {
-    using Piece = typename PieceOf<N * sizeof(T)>::type;
-    constexpr int kEach = sizeof(Piece) / sizeof(T);
+    constexpr int kEach = sizeof(Piece<N, T>) / sizeof(T);
 #pragma unroll
-    for (int piece = 0; piece < N / kEach; ++piece) {
-      const Piece raw = reinterpret_cast<const Piece*>(from)[piece];
+    for (int first = 0; first < N; first += kEach) {
+      const auto raw = *reinterpret_cast<const Piece<N, T>*>(from + first);
       T lanes[kEach];
       memcpy(static_cast<void*>(lanes), &raw, sizeof raw);
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) to[piece * kEach + i] = widen(lanes[i]);
+      for (int i = 0; i < kEach; ++i) to[first + i] = widen(lanes[i]);
     }
   }
 }
@@ -61,16 +62,15 @@ __device__ __forceinline__ void store(const W (&from)[N], T* to) {
   if constexpr (N == 1) {
     narrow(from[0], *to);
   } else {
-    using Piece = typename PieceOf<N * sizeof(T)>::type;
-    constexpr int kEach = sizeof(Piece) / sizeof(T);
+    constexpr int kEach = sizeof(Piece<N, T>) / sizeof(T);
 #pragma unroll
-    for (int piece = 0; piece < N / kEach; ++piece) {
+    for (int first = 0; first < N; first += kEach) {
       T lanes[kEach];
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) narrow(from[piece * kEach + i], lanes[i]);
-      Piece raw;
+      for (int i = 0; i < kEach; ++i) narrow(from[first + i], lanes[i]);
+      Piece<N, T> raw;
       memcpy(&raw, static_cast<const void*>(lanes), sizeof raw);
-      reinterpret_cast<Piece*>(to)[piece] = raw;
+      *reinterpret_cast<Piece<N, T>*>(to + first) = raw;
     }
   }
 }

@@ -12,49 +12,48 @@ __global__ void norm_rows(NormForward<T> a) {
   using W = Wide<T>;
   TRIMARAN_SHARED(W, scratch, kWarps);
   const int vectors = static_cast<int>(a.h / N);
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const int64_t start = row * a.h;
-    const T* source = (a.residual != nullptr ? a.total : a.x) + start;
-    W sum = 0;
+  const int64_t row = blockIdx.x;
+  const int64_t start = row * a.h;
+  const T* source = (a.residual != nullptr ? a.total : a.x) + start;
+  W sum = 0;
+  for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
+    W x[N];
+    load(a.x + start + i * N, x);
+    if (a.residual != nullptr) {
+      W added[N];
+      load(a.residual + start + i * N, added);
+#pragma unroll
+      for (int k = 0; k < N; ++k) x[k] = rounded<T>(x[k] + added[k]);
+      store(x, a.total + start + i * N);
+    }
+#pragma unroll
+    for (int k = 0; k < N; ++k) sum += kCentred ? x[k] : x[k] * x[k];
+  }
+  sum = block_sum(sum, scratch);
+  const W mean = kCentred ? sum / static_cast<W>(a.h) : W(0);
+  if (kCentred) {
+    sum = 0;
     for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
       W x[N];
-      load(a.x + start + i * N, x);
-      if (a.residual != nullptr) {
-        W added[N];
-        load(a.residual + start + i * N, added);
+      load(source + i * N, x);
 #pragma unroll
-        for (int k = 0; k < N; ++k) x[k] = rounded<T>(x[k] + added[k]);
-        store(x, a.total + start + i * N);
-      }
-#pragma unroll
-      for (int k = 0; k < N; ++k) sum += kCentred ? x[k] : x[k] * x[k];
+      for (int k = 0; k < N; ++k) sum += (x[k] - mean) * (x[k] - mean);
     }
     sum = block_sum(sum, scratch);
-    const W mean = kCentred ? sum / static_cast<W>(a.h) : W(0);
-    if (kCentred) {
-      sum = 0;
-      for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
-        W x[N];
-        load(source + i * N, x);
+  }
+  const W rstd = W(1) / sqrt(sum / static_cast<W>(a.h) + static_cast<W>(a.eps));
+  for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
+    W x[N], weight[N], bias[N] = {};
+    load(source + i * N, x);
+    load(a.weight + i * N, weight);
+    if (a.bias != nullptr) load(a.bias + i * N, bias);
 #pragma unroll
-        for (int k = 0; k < N; ++k) sum += (x[k] - mean) * (x[k] - mean);
-      }
-      sum = block_sum(sum, scratch);
-    }
-    const W rstd = W(1) / sqrt(sum / static_cast<W>(a.h) + static_cast<W>(a.eps));
-    for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
-      W x[N], weight[N], bias[N] = {};
-      load(source + i * N, x);
-      load(a.weight + i * N, weight);
-      if (a.bias != nullptr) load(a.bias + i * N, bias);
-#pragma unroll
-      for (int k = 0; k < N; ++k) x[k] = (x[k] - mean) * rstd * weight[k] + bias[k];
-      store(x, a.y + start + i * N);
-    }
-    if (threadIdx.x == 0) {
-      a.rstd[row] = rstd;
-      if (kCentred) a.mean[row] = mean;
-    }
+    for (int k = 0; k < N; ++k) x[k] = (x[k] - mean) * rstd * weight[k] + bias[k];
+    store(x, a.y + start + i * N);
+  }
+  if (threadIdx.x == 0) {
+    a.rstd[row] = rstd;
+    if (kCentred) a.mean[row] = mean;
   }
 }
 

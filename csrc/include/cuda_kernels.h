@@ -42,7 +42,7 @@ template <typename T>
 struct NormForward {
   const T *x, *residual, *weight, *bias;  // residual and bias: optional
   T *total, *y;                           // total: only with a residual; it may be x or residual
-  Wide<T>*mean, *rstd;                    // [rows]; without mean it is RMSNorm: no mean is taken off
+  Wide<T> *mean, *rstd;                   // [rows]; without mean it is RMSNorm: no mean is taken off
   int64_t rows, h;
   double eps;
 };
@@ -52,11 +52,11 @@ cudaError_t cuda_norm(const NormForward<T>& a, cudaStream_t stream);
 // dx = gradient of y's input + dtotal, and the gradients of weight and bias by way of partial sums.
 template <typename T>
 struct NormBackward {
-  const T *dy, *x, *weight, *dtotal;        // x: what was normalised; dtotal: optional
-  const Wide<T>*mean, *rstd;                // mean: null for RMSNorm
-  T* dx;
-  Wide<T>*dweight_parts, *dbias_parts;      // [norm_chunks(rows, h), h], room to work
-  Wide<T>*dweight, *dbias;                  // [h]; dbias and its parts: optional
+  const T *dy, *x, *weight, *dtotal;     // x: what was normalised; dtotal: optional
+  const Wide<T> *mean, *rstd;            // mean: null for RMSNorm
+  T* dx;                                 // may be dy or dtotal
+  Wide<T> *dweight_parts, *dbias_parts;  // [norm_chunks(rows, h), h], room to work
+  Wide<T> *dweight, *dbias;              // [h]; dbias and its parts: optional
   int64_t rows, h;
 };
 template <typename T>
@@ -68,5 +68,21 @@ inline int64_t norm_chunks(int64_t rows, int64_t h) {
   const int64_t each = norm_chunk_rows(h);
   return (rows + each - 1) / each;
 }
+
+// ---- rope.cu ----
+
+// Turn the first `rotary` features of the first `heads` heads of x [tokens, all_heads, d] in place, token t by row
+// t % period of cos and sin [period, rotary / 2]. Feature i is paired with i + rotary / 2, or interleaved: 2i with
+// 2i + 1. direction -1 turns back, which is the gradient.
+template <typename T>
+struct Rope {
+  T* x;
+  const float *cos, *sin;
+  int64_t tokens, heads, all_heads, d, rotary, period;
+  bool interleaved;
+  float direction;
+};
+template <typename T>
+cudaError_t cuda_rope(const Rope<T>& a, cudaStream_t stream);
 
 }  // namespace trimaran
