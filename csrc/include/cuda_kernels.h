@@ -85,4 +85,39 @@ struct Rope {
 template <typename T>
 cudaError_t cuda_rope(const Rope<T>& a, cudaStream_t stream);
 
+// ---- activation.cu ----
+
+enum class Activation { silu, gelu, gelu_tanh, relu, squared_relu };
+
+// Gated: y = f(x[:, :width] + bias[:width]) * (x[:, width:] + bias[width:]) for x [rows, 2 width]; plain: y =
+// f(x + bias) for x [rows, width].
+template <typename T>
+struct ActivationForward {
+  const T *x, *bias;  // bias: optional, as long as a row of x
+  T* y;               // [rows, width]
+  int64_t rows, width;
+  Activation kind;
+  bool gated;
+};
+template <typename T>
+cudaError_t cuda_activation(const ActivationForward<T>& a, cudaStream_t stream);
+
+// The gradients of x and bias; the forward is computed anew.
+template <typename T>
+struct ActivationBackward {
+  const T *dy, *x, *bias;  // bias: optional
+  T* dx;                   // like x; may be x
+  Wide<T>* dbias_parts;    // [activation_chunks(rows), a row of x], room to work
+  Wide<T>* dbias;          // optional, with its parts
+  int64_t rows, width;
+  Activation kind;
+  bool gated;
+};
+template <typename T>
+cudaError_t cuda_activation_backward(const ActivationBackward<T>& a, cudaStream_t stream);
+
+// Rows that one block takes.
+constexpr int64_t kActivationRows = 8;
+inline int64_t activation_chunks(int64_t rows) { return (rows + kActivationRows - 1) / kActivationRows; }
+
 }  // namespace trimaran
