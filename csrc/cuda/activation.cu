@@ -22,8 +22,8 @@ __device__ __forceinline__ void load_biased(const T* x, const Wide<T> (&bias)[N]
 }
 
 // Blocks take kActivationRows rows of a strip of columns, each thread one vector of columns, and its bias is read once.
-template <typename T, int N, Activation kind, bool kGated>
-__global__ void activate(ActivationForward<T> a) {
+template <typename T, int N, Curve kind, bool kGated>
+__global__ void activate(CudaActivation<T> a) {
   using W = Wide<T>;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * N;
   if (column >= a.width) return;
@@ -45,8 +45,8 @@ __global__ void activate(ActivationForward<T> a) {
   }
 }
 
-template <typename T, int N, Activation kind, bool kGated>
-__global__ void activate_backward(ActivationBackward<T> a) {
+template <typename T, int N, Curve kind, bool kGated>
+__global__ void activate_backward(CudaActivationBackward<T> a) {
   using W = Wide<T>;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * N;
   if (column >= a.width) return;
@@ -86,13 +86,13 @@ __global__ void activate_backward(ActivationBackward<T> a) {
 
 // Call use(std::integral_constant of the kind): kinds are compiled apart.
 template <typename Use>
-cudaError_t with_kind(Activation kind, Use use) {
+cudaError_t with_kind(Curve kind, Use use) {
   switch (kind) {
-    case Activation::silu: return use(std::integral_constant<Activation, Activation::silu>());
-    case Activation::gelu: return use(std::integral_constant<Activation, Activation::gelu>());
-    case Activation::gelu_tanh: return use(std::integral_constant<Activation, Activation::gelu_tanh>());
-    case Activation::relu: return use(std::integral_constant<Activation, Activation::relu>());
-    case Activation::squared_relu: return use(std::integral_constant<Activation, Activation::squared_relu>());
+    case Curve::silu: return use(std::integral_constant<Curve, Curve::silu>());
+    case Curve::gelu: return use(std::integral_constant<Curve, Curve::gelu>());
+    case Curve::gelu_tanh: return use(std::integral_constant<Curve, Curve::gelu_tanh>());
+    case Curve::relu: return use(std::integral_constant<Curve, Curve::relu>());
+    case Curve::squared_relu: return use(std::integral_constant<Curve, Curve::squared_relu>());
   }
   return cudaErrorInvalidValue;
 }
@@ -104,7 +104,7 @@ dim3 grid_of(int64_t rows, int64_t width, unsigned threads) {
 }
 
 template <typename T, int N>
-cudaError_t forward(const ActivationForward<T>& a, cudaStream_t stream) {
+cudaError_t forward(const CudaActivation<T>& a, cudaStream_t stream) {
   const unsigned threads = threads_for(a.width / N);
   return with_kind(a.kind, [&](auto kind) {
     const auto kernel = a.gated ? activate<T, N, kind.value, true> : activate<T, N, kind.value, false>;
@@ -113,7 +113,7 @@ cudaError_t forward(const ActivationForward<T>& a, cudaStream_t stream) {
 }
 
 template <typename T, int N>
-cudaError_t backward(const ActivationBackward<T>& a, cudaStream_t stream) {
+cudaError_t backward(const CudaActivationBackward<T>& a, cudaStream_t stream) {
   const unsigned threads = threads_for(a.width / N);
   return with_kind(a.kind, [&](auto kind) {
     const auto kernel =
@@ -125,13 +125,13 @@ cudaError_t backward(const ActivationBackward<T>& a, cudaStream_t stream) {
 }  // namespace
 
 template <typename T>
-cudaError_t cuda_activation(const ActivationForward<T>& a, cudaStream_t stream) {
+cudaError_t cuda_activation(const CudaActivation<T>& a, cudaStream_t stream) {
   if (a.rows == 0 || a.width == 0) return cudaSuccess;
   return vectorised<T>(a.width, a.x, a.bias, a.y) ? forward<T, kLanes<T>>(a, stream) : forward<T, 1>(a, stream);
 }
 
 template <typename T>
-cudaError_t cuda_activation_backward(const ActivationBackward<T>& a, cudaStream_t stream) {
+cudaError_t cuda_activation_backward(const CudaActivationBackward<T>& a, cudaStream_t stream) {
   if (a.rows > 0 && a.width > 0) {
     const cudaError_t error = vectorised<T>(a.width, a.dy, a.x, a.bias, a.dx, a.dbias_parts)
                                   ? backward<T, kBackwardLanes<T>>(a, stream)
@@ -143,8 +143,8 @@ cudaError_t cuda_activation_backward(const ActivationBackward<T>& a, cudaStream_
 }
 
 #define TRIMARAN_ACTIVATION(T)                                                       \
-  template cudaError_t cuda_activation(const ActivationForward<T>&, cudaStream_t); \
-  template cudaError_t cuda_activation_backward(const ActivationBackward<T>&, cudaStream_t);
+  template cudaError_t cuda_activation(const CudaActivation<T>&, cudaStream_t); \
+  template cudaError_t cuda_activation_backward(const CudaActivationBackward<T>&, cudaStream_t);
 TRIMARAN_ACTIVATION(float)
 TRIMARAN_ACTIVATION(double)
 TRIMARAN_ACTIVATION(__half)

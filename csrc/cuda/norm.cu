@@ -8,7 +8,7 @@ namespace trimaran {
 namespace {
 
 template <typename T, int N, bool kCentred>
-__global__ void norm_rows(NormForward<T> a) {
+__global__ void norm_rows(CudaNorm<T> a) {
   using W = Wide<T>;
   TRIMARAN_SHARED(W, scratch, kWarps);
   const int vectors = static_cast<int>(a.h / N);
@@ -62,7 +62,7 @@ constexpr int kChunkRows = 32;  // of a block in the backward, at most
 // Blocks take chunks of rows: first every warp finds the means of its rows, then every thread keeps to its columns and
 // sums their weight gradients in registers. Chunks are small enough for the second look to find the rows in the cache.
 template <typename T, int N, bool kCentred>
-__global__ void norm_rows_backward(NormBackward<T> a, int64_t chunk_rows) {
+__global__ void norm_rows_backward(CudaNormBackward<T> a, int64_t chunk_rows) {
   using W = Wide<T>;
   TRIMARAN_SHARED(W, slope, kChunkRows);  // mean of dy * weight * normed
   TRIMARAN_SHARED(W, level, kChunkRows);  // mean of dy * weight
@@ -118,13 +118,13 @@ __global__ void norm_rows_backward(NormBackward<T> a, int64_t chunk_rows) {
 }
 
 template <typename T, int N>
-cudaError_t forward(const NormForward<T>& a, cudaStream_t stream) {
+cudaError_t forward(const CudaNorm<T>& a, cudaStream_t stream) {
   const auto kernel = a.mean != nullptr ? norm_rows<T, N, true> : norm_rows<T, N, false>;
   return launch(kernel, blocks_for(a.rows), dim3(threads_for(a.h / N)), stream, a);
 }
 
 template <typename T, int N>
-cudaError_t backward(const NormBackward<T>& a, cudaStream_t stream) {
+cudaError_t backward(const CudaNormBackward<T>& a, cudaStream_t stream) {
   const auto kernel = a.mean != nullptr ? norm_rows_backward<T, N, true> : norm_rows_backward<T, N, false>;
   const int64_t chunk = norm_chunk_rows(a.h);
   return launch(kernel, blocks_for(norm_chunks(a.rows, a.h)), dim3(256), stream, a, chunk);
@@ -137,14 +137,14 @@ int64_t norm_chunk_rows(int64_t h) {
 }
 
 template <typename T>
-cudaError_t cuda_norm(const NormForward<T>& a, cudaStream_t stream) {
+cudaError_t cuda_norm(const CudaNorm<T>& a, cudaStream_t stream) {
   if (a.rows == 0) return cudaSuccess;
   return vectorised<T>(a.h, a.x, a.residual, a.weight, a.bias, a.total, a.y) ? forward<T, kLanes<T>>(a, stream)
                                                                              : forward<T, 1>(a, stream);
 }
 
 template <typename T>
-cudaError_t cuda_norm_backward(const NormBackward<T>& a, cudaStream_t stream) {
+cudaError_t cuda_norm_backward(const CudaNormBackward<T>& a, cudaStream_t stream) {
   if (a.rows > 0) {
     const cudaError_t error =
         vectorised<T>(a.h, a.dy, a.x, a.weight, a.dtotal, a.dx, a.dweight_parts, a.dbias_parts)
@@ -159,8 +159,8 @@ cudaError_t cuda_norm_backward(const NormBackward<T>& a, cudaStream_t stream) {
 }
 
 #define TRIMARAN_NORM(T)                                                 \
-  template cudaError_t cuda_norm(const NormForward<T>&, cudaStream_t); \
-  template cudaError_t cuda_norm_backward(const NormBackward<T>&, cudaStream_t);
+  template cudaError_t cuda_norm(const CudaNorm<T>&, cudaStream_t); \
+  template cudaError_t cuda_norm_backward(const CudaNormBackward<T>&, cudaStream_t);
 TRIMARAN_NORM(float)
 TRIMARAN_NORM(double)
 TRIMARAN_NORM(__half)

@@ -40,7 +40,7 @@ __device__ __forceinline__ void store_pairs(const Wide<T> (&first)[N], const Wid
 }
 
 template <typename T, int N, bool kInterleaved>
-__global__ void turn_heads(Rope<T> a) {
+__global__ void turn_heads(CudaRope<T> a) {
   using W = Wide<T>;
   const int half = static_cast<int>(a.rotary / 2), vectors = half / N, count = static_cast<int>(a.heads) * vectors;
   const int64_t token = blockIdx.x, row = token % a.period * half;
@@ -63,7 +63,7 @@ __global__ void turn_heads(Rope<T> a) {
 }
 
 template <typename T, int N>
-cudaError_t turn(const Rope<T>& a, cudaStream_t stream) {
+cudaError_t turn(const CudaRope<T>& a, cudaStream_t stream) {
   const auto kernel = a.interleaved ? turn_heads<T, N, true> : turn_heads<T, N, false>;
   return launch(kernel, blocks_for(a.tokens), dim3(threads_for(a.heads * (a.rotary / 2 / N))), stream, a);
 }
@@ -71,15 +71,15 @@ cudaError_t turn(const Rope<T>& a, cudaStream_t stream) {
 }  // namespace
 
 template <typename T>
-cudaError_t cuda_rope(const Rope<T>& a, cudaStream_t stream) {
+cudaError_t cuda_rope(const CudaRope<T>& a, cudaStream_t stream) {
   if (a.tokens == 0 || a.heads == 0 || a.rotary == 0) return cudaSuccess;
   return a.d % kLanes<T> == 0 && vectorised<T>(a.rotary / 2, a.x, a.cos, a.sin) ? turn<T, kLanes<T>>(a, stream)
                                                                                : turn<T, 1>(a, stream);
 }
 
-template cudaError_t cuda_rope(const Rope<float>&, cudaStream_t);
-template cudaError_t cuda_rope(const Rope<double>&, cudaStream_t);
-template cudaError_t cuda_rope(const Rope<__half>&, cudaStream_t);
-template cudaError_t cuda_rope(const Rope<__nv_bfloat16>&, cudaStream_t);
+template cudaError_t cuda_rope(const CudaRope<float>&, cudaStream_t);
+template cudaError_t cuda_rope(const CudaRope<double>&, cudaStream_t);
+template cudaError_t cuda_rope(const CudaRope<__half>&, cudaStream_t);
+template cudaError_t cuda_rope(const CudaRope<__nv_bfloat16>&, cudaStream_t);
 
 }  // namespace trimaran

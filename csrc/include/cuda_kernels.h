@@ -39,7 +39,7 @@ cudaError_t cuda_dropout(const T* x, T* y, uint64_t key, const int64_t* addresse
 // total = x + residual rounded to T (with a residual; else x stands for it),
 // y = (total - mean) * rstd * weight + bias over rows [rows, h], rstd = 1 / sqrt(mean((total - mean)^2) + eps).
 template <typename T>
-struct NormForward {
+struct CudaNorm {
   const T *x, *residual, *weight, *bias;  // residual and bias: optional
   T *total, *y;                           // total: only with a residual; it may be x or residual
   Wide<T> *mean, *rstd;                   // [rows]; without mean it is RMSNorm: no mean is taken off
@@ -47,11 +47,11 @@ struct NormForward {
   double eps;
 };
 template <typename T>
-cudaError_t cuda_norm(const NormForward<T>& a, cudaStream_t stream);
+cudaError_t cuda_norm(const CudaNorm<T>& a, cudaStream_t stream);
 
 // dx = gradient of y's input + dtotal, and the gradients of weight and bias by way of partial sums.
 template <typename T>
-struct NormBackward {
+struct CudaNormBackward {
   const T *dy, *x, *weight, *dtotal;     // x: what was normalised; dtotal: optional
   const Wide<T> *mean, *rstd;            // mean: null for RMSNorm
   T* dx;                                 // may be dy or dtotal
@@ -60,7 +60,7 @@ struct NormBackward {
   int64_t rows, h;
 };
 template <typename T>
-cudaError_t cuda_norm_backward(const NormBackward<T>& a, cudaStream_t stream);
+cudaError_t cuda_norm_backward(const CudaNormBackward<T>& a, cudaStream_t stream);
 
 // Rows that one block of the backward takes.
 int64_t norm_chunk_rows(int64_t h);
@@ -75,7 +75,7 @@ inline int64_t norm_chunks(int64_t rows, int64_t h) {
 // t % period of cos and sin [period, rotary / 2]. Feature i is paired with i + rotary / 2, or interleaved: 2i with
 // 2i + 1. direction -1 turns back, which is the gradient.
 template <typename T>
-struct Rope {
+struct CudaRope {
   T* x;
   const float *cos, *sin;
   int64_t tokens, heads, all_heads, d, rotary, period;
@@ -83,41 +83,77 @@ struct Rope {
   float direction;
 };
 template <typename T>
-cudaError_t cuda_rope(const Rope<T>& a, cudaStream_t stream);
+cudaError_t cuda_rope(const CudaRope<T>& a, cudaStream_t stream);
 
 // ---- activation.cu ----
 
-enum class Activation { silu, gelu, gelu_tanh, relu, squared_relu };
+enum class Curve { silu, gelu, gelu_tanh, relu, squared_relu };
 
 // Gated: y = f(x[:, :width] + bias[:width]) * (x[:, width:] + bias[width:]) for x [rows, 2 width]; plain: y =
 // f(x + bias) for x [rows, width].
 template <typename T>
-struct ActivationForward {
+struct CudaActivation {
   const T *x, *bias;  // bias: optional, as long as a row of x
   T* y;               // [rows, width]
   int64_t rows, width;
-  Activation kind;
+  Curve kind;
   bool gated;
 };
 template <typename T>
-cudaError_t cuda_activation(const ActivationForward<T>& a, cudaStream_t stream);
+cudaError_t cuda_activation(const CudaActivation<T>& a, cudaStream_t stream);
 
 // The gradients of x and bias; the forward is computed anew.
 template <typename T>
-struct ActivationBackward {
+struct CudaActivationBackward {
   const T *dy, *x, *bias;  // bias: optional
   T* dx;                   // like x; may be x
   Wide<T>* dbias_parts;    // [activation_chunks(rows), a row of x], room to work
   Wide<T>* dbias;          // optional, with its parts
   int64_t rows, width;
-  Activation kind;
+  Curve kind;
   bool gated;
 };
 template <typename T>
-cudaError_t cuda_activation_backward(const ActivationBackward<T>& a, cudaStream_t stream);
+cudaError_t cuda_activation_backward(const CudaActivationBackward<T>& a, cudaStream_t stream);
 
 // Rows that one block takes.
 constexpr int64_t kActivationRows = 8;
 inline int64_t activation_chunks(int64_t rows) { return (rows + kActivationRows - 1) / kActivationRows; }
+
+// ---- softmax.cu ----
+
+// Which keys query i of sequence b sees: those before lengths[b] (optional), if causal also no later than i + offset.
+struct CudaAttended {
+  int64_t batch, heads, queries, keys;
+  const int64_t* lengths;
+  bool causal;
+  int64_t offset;
+};
+
+// y = softmax over the seen keys of cap * tanh(x * scale / cap) + bias + slope * (key - query - offset); 0 for the
+// others, and for all keys where nothing is left to look at. Without a cap (0) the score is x * scale.
+template <typename T>
+struct CudaSoftmax {
+  const T *x, *bias;                              // [batch, heads, queries, keys]; bias: optional
+  int64_t bias_batch, bias_head, bias_query;      // strides of bias: 0 where it is the same for all
+  const float* slopes;                            // optional, [heads]: ALiBi
+  T* y;                                           // may be x
+  CudaAttended seen;
+  double scale, cap;
+};
+template <typename T>
+cudaError_t cuda_softmax(const CudaSoftmax<T>& a, cudaStream_t stream);
+
+// The gradient of x from the output: dx = y * (dy - sum(y * dy)) * scale * (1 - tanh^2(x * scale / cap)). With scale 1
+// and no cap it is the gradient of bias.
+template <typename T>
+struct CudaSoftmaxBackward {
+  const T *dy, *y, *x;  // x: only with a cap
+  T* dx;                // may be dy or y
+  CudaAttended seen;
+  double scale, cap;
+};
+template <typename T>
+cudaError_t cuda_softmax_backward(const CudaSoftmaxBackward<T>& a, cudaStream_t stream);
 
 }  // namespace trimaran
