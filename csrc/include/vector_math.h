@@ -52,4 +52,15 @@ TRIMARAN_INLINE double fast_exp(double x) {
   return p * scale;
 }
 
+// tanh within 2 ulp: a rational function near 0, where 1 - 2 / (exp(2x) + 1) would lose digits.
+template <typename W>
+TRIMARAN_INLINE W fast_tanh(W x) {
+  const W z = x * x;
+  const W p = (W(-9.64399179425052238628e-1) * z - W(9.92877231001918586564e1)) * z - W(1.61468768441708447952e3);
+  const W q = ((z + W(1.12811678491632931402e2)) * z + W(2.23548839060100448583e3)) * z + W(4.84406305325125486048e3);
+  const W near = x + x * z * (p / q), a = x < 0 ? -x : x;
+  const W far = W(1) - W(2) / (fast_exp(a + a) + W(1));
+  return a < W(0.625) ? near : (x < 0 ? -far : far);
+}
+
 }  // namespace trimaran

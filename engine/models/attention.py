@@ -15,7 +15,7 @@ from engine.config import ModelConfig
 from engine.mesh import Axis
 from engine.models.registry import POSITIONS
 from engine.models.traits import Pass
-from engine.ops.attention import attention
+from engine.ops.attention import attention, dropped_attention
 from engine.parallel.linear import ColumnLinear, RowLinear, TensorParallel
 from engine.parallel.sharding import VECTOR, Init, Piece, columns, rows, whole
 
@@ -78,21 +78,14 @@ class Attention(nn.Module):
     def _core(self, qkv: Tensor, ctx: Pass) -> Tensor:
         heads = self.heads
         b, s, _ = qkv.shape
-        q_bshd, k_bshd, v_bshd = qkv.view(b, s, -1, heads.dim).split((heads.q, heads.kv, heads.kv), dim=2)
-        q_bshd, k_bshd = self.positions.rotate(q_bshd, k_bshd, ctx)
-        drop = self.dropout > 0 and ctx.key is not None
-        out_bshd = attention(
-            q_bshd,
-            k_bshd,
-            v_bshd,
-            mask_b1ss=ctx.mask_b1ss,
-            causal=True,
-            dropout_p=self.dropout if drop else 0.0,
-            dropout_key=ctx.key(self.layer, "attention") if drop and ctx.key else 0,
-            rows_bs=ctx.tokens_bs,
-            head_offset=heads.q_start,
-            heads_total=self.heads_total,
-        )
+        qkv_bsgd = self.positions.rotate(qkv.view(b, s, -1, heads.dim), heads.q + heads.kv, ctx)
+        if self.dropout > 0 and ctx.key is not None:
+            out_bshd = dropped_attention(
+                qkv_bsgd, heads.q, heads.kv, ctx.keys, p=self.dropout, key=ctx.key(self.layer, "attention"),
+                rows_bs=ctx.tokens_bs, head_offset=heads.q_start, heads_total=self.heads_total,
+            )  # fmt: skip
+        else:
+            out_bshd = attention(qkv_bsgd, heads.q, heads.kv, ctx.keys)
         return out_bshd.reshape(b, s, heads.q * heads.dim)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from engine.ops.key_ranges import KeyRanges
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -22,14 +24,14 @@ class Pass:
     """What one forward pass of one micro-batch knows besides its activations.
 
     `tokens_bs` are global token positions (sample's slot * sequence length + position), which address dropout;
-    `positions_bs` (or [s]) are positions inside the document; `mask_b1ss` is True where attention may look, None
-    for plain causal attention. `key(layer, site)` is the dropout key of this step, None when nothing is dropped.
+    `positions_bs` (or [s]) are positions inside the document; `keys` says which keys each query sees.
+    `key(layer, site)` is the dropout key of this step, None when nothing is dropped.
     `memo` keeps what is the same in every layer, such as rotary tables.
     """
 
     tokens_bs: Tensor
     positions: Tensor
-    mask_b1ss: Tensor | None
+    keys: KeyRanges
     key: Callable[[int, str], int] | None
     memo: dict[str, Any] = field(default_factory=dict)
 
@@ -45,4 +47,5 @@ class Positions(Protocol):
 
     def embed(self, x_bsh: Tensor, ctx: Pass) -> Tensor: ...
 
-    def rotate(self, q_bshd: Tensor, k_bshd: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]: ...
+    def rotate(self, qkv_bsgd: Tensor, turned: int, ctx: Pass) -> Tensor:
+        """Treat the first `turned` heads, queries and keys, of a packed tensor, which may be overwritten."""

@@ -14,6 +14,7 @@ from engine.mesh import Axis
 from engine.models.block import Block, drop_hidden
 from engine.models.registry import NORMS, POSITIONS
 from engine.models.traits import Pass
+from engine.ops.key_ranges import KeyRanges
 from engine.parallel.cross_entropy import vocab_parallel_cross_entropy
 from engine.parallel.embedding import VocabEmbedding
 from engine.parallel.linear import TensorParallel, column_linear
@@ -95,11 +96,8 @@ def make_pass(micro: MicroBatch, key: Callable[[int, str], int] | None) -> Pass:
     places_s = torch.arange(s, device=device)
     tokens_bs = micro.slots_b[:, None] * s + places_s
     positions = places_s if micro.positions_bs is None else micro.positions_bs
-    mask_b1ss = None
-    if micro.documents_bs is not None:
-        same_bss = micro.documents_bs[:, :, None] == micro.documents_bs[:, None, :]
-        mask_b1ss = (same_bss & (places_s[:, None] >= places_s[None, :])).unsqueeze(1)
-    return Pass(tokens_bs, positions, mask_b1ss, key)
+    keys = KeyRanges.causal(s, device) if micro.documents_bs is None else KeyRanges.documents(micro.documents_bs)
+    return Pass(tokens_bs, positions, keys, key)
 
 
 def plain_chunk(config: ModelConfig, vocab: int, dtype: torch.dtype, device: torch.device) -> Chunk:

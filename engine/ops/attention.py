@@ -1,57 +1,114 @@
-"""Scaled dot-product attention with grouped kv heads (arXiv 2305.13245): torch's kernels, or plain with dropout."""
+"""Scaled dot-product attention with grouped kv heads (arXiv 2305.13245) over ranges of visible keys.
+
+Backends: the engine's own blocked kernel on CPUs (FlashAttention-2, arXiv 2307.08691), torch's elsewhere; attention
+with dropout is written out plainly. Saved for backward by our kernel: the packed input, the output, and one number a
+query and head.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.ops import backend
+from engine.ops.key_ranges import KeyRanges
 from engine.ops.philox import dropout
+from engine.ops.softmax import masked_softmax
 
 
 def attention(
-    q_bshd: Tensor,
-    k_bskd: Tensor,
-    v_bskd: Tensor,
-    *,
-    mask_b1ss: Tensor | None,
-    causal: bool,
-    dropout_p: float = 0.0,
-    dropout_key: int = 0,
-    rows_bs: Tensor | None = None,
-    head_offset: int = 0,
-    heads_total: int = 0,
+    qkv_bsgd: Tensor, heads: int, kv_heads: int, keys: KeyRanges, *, slopes_h: Tensor | None = None
 ) -> Tensor:
-    """Return softmax(q k^T / sqrt(d)) v as [b, s, heads, d].
+    """Return softmax(q k^T / sqrt(d) + bias) v as [b, s, heads, d]; a query that sees no key gives zeros.
 
-    `mask_b1ss` (True: may look) replaces `causal` when given. kv heads divide q heads; q head h reads kv head
-    h // group. With dropout the probabilities of global token `rows_bs`, global head `head_offset` + h are dropped
-    by Philox row token * heads_total + head; they are then held in full.
+    `qkv_bsgd` holds `heads` queries, then `kv_heads` keys, then as many values; query head h reads kv head
+    h // (heads / kv_heads). `slopes_h` float32: ALiBi's bias -slope * (query - key) (arXiv 2108.12409).
     """
-    q, k, v = (x.transpose(1, 2) for x in (q_bshd, k_bskd, v_bskd))
-    if dropout_p == 0.0:
-        if q.is_cpu and q.dtype in (torch.bfloat16, torch.float16):
-            # torch's 16-bit products on CPUs without such units are some 50 times slower than float32
-            out = F.scaled_dot_product_attention(
-                q.float(), k.float(), v.float(), mask_b1ss, is_causal=causal and mask_b1ss is None, enable_gqa=True
-            )
-            return out.to(q.dtype).transpose(1, 2)
-        return F.scaled_dot_product_attention(
-            q, k, v, mask_b1ss, is_causal=causal and mask_b1ss is None, enable_gqa=q.shape[1] != k.shape[1]
-        ).transpose(1, 2)
-    assert rows_bs is not None, "dropout needs token positions"
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    s = q.shape[2]
-    if mask_b1ss is None and causal:
-        mask_b1ss = torch.ones(s, s, dtype=torch.bool, device=q.device).tril()
-    wide = q.dtype if q.dtype == torch.float64 else torch.float32
-    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) / math.sqrt(q.shape[-1])
-    if mask_b1ss is not None:
-        scores = scores.masked_fill(~mask_b1ss, -math.inf)
-    heads = torch.arange(q.shape[1], device=q.device) + head_offset
-    rows_bhs = rows_bs[:, None, :] * heads_total + heads[:, None]
-    probs = dropout(scores.softmax(dim=-1), dropout_p, dropout_key, rows_bhs, s)
-    return (probs @ v.to(wide)).to(q.dtype).transpose(1, 2)
+    if backend.native("attention", qkv_bsgd):
+        return _Attention.apply(qkv_bsgd, heads, kv_heads, keys, slopes_h)
+    q_bhsd, k_bhsd, v_bhsd = _split(qkv_bsgd, heads, kv_heads)
+    wide = _wide_on_cpu(qkv_bsgd.dtype) if qkv_bsgd.is_cpu else qkv_bsgd.dtype
+    q_bhsd, k_bhsd, v_bhsd = q_bhsd.to(wide), k_bhsd.to(wide), v_bhsd.to(wide)
+    grouped = heads != kv_heads
+    if slopes_h is None and keys.is_causal:
+        out_bhsd = F.scaled_dot_product_attention(q_bhsd, k_bhsd, v_bhsd, is_causal=True, enable_gqa=grouped)
+    else:
+        mask = keys.mask_b1ss if slopes_h is None else _bias(keys, slopes_h).to(wide)
+        out_bhsd = F.scaled_dot_product_attention(q_bhsd, k_bhsd, v_bhsd, mask, enable_gqa=grouped)
+        sees_b1s1 = (keys.first_bs <= keys.last_bs)[:, None, :, None]
+        out_bhsd = torch.where(sees_b1s1, out_bhsd, 0.0)
+    return out_bhsd.to(qkv_bsgd.dtype).transpose(1, 2)
+
+
+def dropped_attention(
+    qkv_bsgd: Tensor,
+    heads: int,
+    kv_heads: int,
+    keys: KeyRanges,
+    *,
+    p: float,
+    key: int,
+    rows_bs: Tensor,
+    head_offset: int,
+    heads_total: int,
+) -> Tensor:
+    """Return `attention` whose probabilities are dropped with probability `p`; they are held in full.
+
+    The probabilities of global token `rows_bs` and global head `head_offset` + h are row token * heads_total + head
+    of the stream `key`, so that every layout drops the same ones.
+    """
+    q_bhsd, k_bhsd, v_bhsd = _split(qkv_bsgd, heads, kv_heads)
+    k_bhsd, v_bhsd = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k_bhsd, v_bhsd))
+    wide = _wide_on_cpu(qkv_bsgd.dtype)
+    scores_bhss = q_bhsd.to(wide) @ k_bhsd.to(wide).transpose(-1, -2)
+    probs_bhss = masked_softmax(scores_bhss, keys, scale=1.0 / math.sqrt(qkv_bsgd.shape[-1]))
+    heads_h = torch.arange(heads, device=qkv_bsgd.device) + head_offset
+    rows_bhs = rows_bs[:, None, :] * heads_total + heads_h[:, None]
+    probs_bhss = dropout(probs_bhss, p, key, rows_bhs, scores_bhss.shape[-1])
+    return (probs_bhss @ v_bhsd.to(wide)).to(qkv_bsgd.dtype).transpose(1, 2)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv_bsgd: Tensor, heads: int, kv_heads: int, keys: KeyRanges, slopes_h: Tensor | None
+    ) -> Tensor:
+        if qkv_bsgd.stride(-1) != 1:
+            qkv_bsgd = qkv_bsgd.contiguous()
+        parts = qkv_bsgd.split((heads, kv_heads, kv_heads), dim=2)
+        scale = 1.0 / math.sqrt(qkv_bsgd.shape[-1])
+        out_bshd, lse_bhs = torch.ops.trimaran.attention(*parts, keys.first_bs, keys.last_bs, slopes_h, scale, 0)
+        ctx.save_for_backward(qkv_bsgd, out_bshd, lse_bhs)
+        ctx.heads, ctx.keys, ctx.slopes_h, ctx.scale = (heads, kv_heads, kv_heads), keys, slopes_h, scale
+        return out_bshd
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        qkv_bsgd, out_bshd, lse_bhs = ctx.saved_tensors
+        dout_bshd = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        dqkv_bsgd = torch.empty_like(qkv_bsgd)
+        torch.ops.trimaran.attention_backward_(
+            dout_bshd, *qkv_bsgd.split(ctx.heads, dim=2), out_bshd, lse_bhs, ctx.keys.first_bs, ctx.keys.last_bs,
+            ctx.slopes_h, ctx.scale, 0, *dqkv_bsgd.split(ctx.heads, dim=2),
+        )  # fmt: skip
+        return dqkv_bsgd, None, None, None, None
+
+
+def _split(qkv_bsgd: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, ...]:
+    return qkv_bsgd.transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
+
+
+def _wide_on_cpu(dtype: torch.dtype) -> torch.dtype:
+    """torch's 16-bit products on CPUs without such units are some 50 times slower than float32."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def _bias(keys: KeyRanges, slopes_h: Tensor) -> Tensor:
+    """Return ALiBi's bias with -inf where a query does not see a key, [b, heads, s, s]."""
+    places_s = torch.arange(keys.first_bs.shape[1], device=slopes_h.device)
+    bias_1hss = slopes_h[:, None, None] * (places_s[None, :] - places_s[:, None])
+    return bias_1hss.masked_fill(~keys.mask_b1ss, -math.inf)

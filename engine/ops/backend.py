@@ -22,11 +22,13 @@ _ALL = (*_WIDE, torch.bfloat16, torch.float16)
 # What compiled kernels take: per op the dtypes on CPUs and on GPUs, and one of its operators.
 _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]] = {
     "adamw": (_WIDE, (), "adamw_"),
+    "attention": (_ALL, (), "attention"),
     "cross_entropy": (_WIDE, (), "ce_stats"),
     "dropout": (_WIDE, _ALL, "dropout"),
     "normal": (_WIDE, _WIDE, "fill_normal_"),
     "rms_norm": (_WIDE, (), "rms_norm"),
     "rope": (_WIDE, (), "rope"),
+    "softmax": (_ALL, (), "masked_softmax"),
     "swiglu": (_WIDE, (), "swiglu"),
 }
 OPS = (*_KERNELS, "gelu", "layer_norm")  # torch's own CPU kernels of the last ones are already fused

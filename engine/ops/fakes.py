@@ -67,3 +67,37 @@ def _fill_normal_(
 @register_fake("trimaran::dropout")
 def _dropout(x: Tensor, key: int, rows: Tensor, width: int, column: int, threshold: int, scale: float) -> Tensor:
     return torch.empty_like(x)
+
+
+@register_fake("trimaran::attention")
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor, slopes: Tensor | None, scale: float, shift: int
+) -> tuple[Tensor, Tensor]:
+    b, s, heads, _ = q.shape
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty((b, heads, s), dtype=wide)
+
+
+@register_fake("trimaran::attention_backward_")
+def _attention_backward_(*_: object) -> None:
+    return None
+
+
+@register_fake("trimaran::masked_softmax")
+def _masked_softmax(
+    scores: Tensor,
+    first: Tensor,
+    last: Tensor,
+    scale: float,
+    cap: float,
+    slopes: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    return torch.empty_like(scores)
+
+
+@register_fake("trimaran::masked_softmax_backward")
+def _masked_softmax_backward(
+    dprobs: Tensor, probs: Tensor, scores: Tensor, first: Tensor, last: Tensor, scale: float, cap: float
+) -> Tensor:
+    return torch.empty_like(probs)

@@ -1,77 +1,155 @@
-"""Attention against explicit probabilities in float64, with masks, grouped heads and dropout."""
+"""Attention against explicit probabilities in float64: ranges of keys, grouped heads, distance bias, dropout."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.ops.attention import attention
+from engine.ops import backend
+from engine.ops.attention import attention, dropped_attention
+from engine.ops.key_ranges import KeyRanges
 from engine.ops.philox import make_key, random_bits
 from tests.ops.witness import check, check_bf16, draw
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
-B, S, D = 2, 9, 6
-CAUSAL = torch.ones(S, S, dtype=torch.bool).tril()
-DOCUMENTS = CAUSAL & (torch.arange(S)[:, None] // 4 == torch.arange(S)[None] // 4)
+CPU = torch.device("cpu")
+DOCUMENTS = torch.arange(9)[None] // 4
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, factor: Tensor | float = 1.0) -> Tensor:
-    """Softmax over keys, every probability times `factor` [b, heads, s, s]."""
-    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / D**0.5
-    probs = scores.masked_fill(~mask, -torch.inf).softmax(-1) * factor
+def plain(
+    qkv: Tensor, heads: int, kv_heads: int, mask: Tensor, factor: Tensor | float = 1.0, slopes: Tensor | None = None
+) -> Tensor:
+    """Softmax over keys, every probability times `factor` [b, heads, s, s]; no key seen gives 0."""
+    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=2)
+    k, v = (x.repeat_interleave(heads // kv_heads, dim=2) for x in (k, v))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+    if slopes is not None:
+        places = torch.arange(q.shape[1])
+        scores = scores + slopes.to(scores.dtype)[:, None, None] * (places[None, :] - places[:, None])
+    probs = scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num(0.0) * factor
     return torch.einsum("bhqk,bkhd->bqhd", probs.to(v.dtype), v)
 
 
-def inputs(heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    return draw(1, B, S, heads, D), draw(2, B, S, kv_heads, D), draw(3, B, S, kv_heads, D)
+def packed(b: int, s: int, heads: int, kv_heads: int, d: int, scale: float = 1.0) -> Tensor:
+    return draw(b + 7 * s + d, b, s, heads + 2 * kv_heads, d, scale=scale)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention(heads: int, kv_heads: int, masked: bool) -> None:
-    mask_b1ss = DOCUMENTS.expand(B, 1, S, S) if masked else None
+def judge(
+    qkv: Tensor, heads: int, kv_heads: int, keys: KeyRanges, slopes: Tensor | None = None, slack: float = 8
+) -> None:
     check(
-        lambda q, k, v: attention(q, k, v, mask_b1ss=mask_b1ss, causal=True),
-        lambda q, k, v: plain(q, k, v, DOCUMENTS if masked else CAUSAL),
-        *inputs(heads, kv_heads),
-    )
+        lambda x: attention(x, heads, kv_heads, keys, slopes_h=slopes),
+        lambda x: plain(x, heads, kv_heads, keys.mask_b1ss, slopes=slopes),
+        qkv, slack=slack,
+    )  # fmt: skip
 
 
-def test_attention_that_is_not_causal() -> None:
-    full = torch.ones(S, S, dtype=torch.bool)
-    check(
-        lambda q, k, v: attention(q, k, v, mask_b1ss=None, causal=False),
-        lambda q, k, v: plain(q, k, v, full),
-        *inputs(2, 2),
-    )
+@given(
+    b=st.integers(1, 2), s=st.sampled_from([1, 2, 5, 16, 17, 96, 97, 130, 300]), kv_heads=st.integers(1, 2),
+    group=st.integers(1, 3), d=st.sampled_from([1, 3, 8, 16, 20]), window=st.none() | st.integers(1, 200),
+    scale=st.sampled_from([0.01, 1.0, 5.0]),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_causal(b: int, s: int, kv_heads: int, group: int, d: int, window: int | None, scale: float) -> None:
+    heads = kv_heads * group
+    # gradients of scores are differences of numbers that grow with the scale
+    qkv = packed(b, s, heads, kv_heads, d, scale)
+    judge(qkv, heads, kv_heads, KeyRanges.causal(s, CPU, window), slack=8 * (1 + scale))
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-def test_attention_in_bf16(heads: tuple[int, int]) -> None:
+@given(data=st.data(), s=st.sampled_from([4, 100, 270]))
+@settings(max_examples=15, deadline=None)
+def test_any_ranges_even_empty_ones(data: st.DataObject, s: int) -> None:
+    ends = torch.tensor(data.draw(st.lists(st.integers(0, s - 1), min_size=4 * s, max_size=4 * s)))
+    first, last = ends.view(2, 2, s).int().unbind()
+    judge(packed(2, s, 2, 1, 6), 2, 1, KeyRanges(first, last))
+
+
+def test_documents_do_not_see_each_other() -> None:
+    keys = KeyRanges.documents(DOCUMENTS)
+    causal = torch.ones(9, 9, dtype=torch.bool).tril()
+    assert torch.equal(keys.mask_b1ss[0, 0], causal & (DOCUMENTS[0][:, None] == DOCUMENTS[0][None]))
+    judge(packed(1, 9, 4, 2, 6), 4, 2, keys)
+    assert torch.equal(KeyRanges.causal(9, CPU).mask_b1ss[0, 0], causal)
+    assert KeyRanges.full(9, CPU).mask_b1ss.all()
+    judge(packed(1, 9, 4, 4, 6), 4, 4, KeyRanges.full(9, CPU))
+
+
+def test_distance_bias() -> None:
+    slopes = torch.tensor([0.5, 0.25, 2.0, 1.0])
+    judge(packed(2, 120, 4, 2, 8), 4, 2, KeyRanges.causal(120, CPU), slopes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit(dtype: torch.dtype) -> None:
+    keys = KeyRanges.causal(40, CPU)
     check_bf16(
-        lambda q, k, v: attention(q, k, v, mask_b1ss=None, causal=True),
-        lambda q, k, v: plain(q, k, v, CAUSAL),
-        *inputs(*heads),
-        ulps=2,
+        lambda x: attention(x, 4, 2, keys), lambda x: plain(x, 4, 2, keys.mask_b1ss), packed(2, 40, 4, 2, 8),
+        ulps=2, dtype=dtype,
+    )  # fmt: skip
+
+
+def test_gradcheck() -> None:
+    keys = KeyRanges.causal(5, CPU)
+    qkv = packed(1, 5, 2, 1, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: attention(x, 2, 1, keys), (qkv,))
+
+
+def test_views_and_empty_batches() -> None:
+    keys = KeyRanges.causal(6, CPU)
+    padded = draw(3, 2, 6, 5, 8)
+    judge_view = attention(padded[:, :, :4], 2, 1, keys)
+    torch.testing.assert_close(judge_view, attention(padded[:, :, :4].contiguous(), 2, 1, keys))
+    assert attention(padded[:0, :, :4], 2, 1, keys).shape == (0, 6, 2, 8)
+
+
+def test_results_do_not_depend_on_threads_and_pass_nan_on(each_backend: str) -> None:
+    if each_backend == "reference":
+        pytest.skip("torch's kernel promises nothing")
+    keys, threads, results = KeyRanges.causal(500, CPU), torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        qkv = packed(1, 500, 2, 1, 16).float().requires_grad_()
+        out = attention(qkv, 2, 1, keys)
+        out.square().sum().backward()
+        assert qkv.grad is not None
+        results.append((out.detach(), qkv.grad))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+    broken = packed(1, 5, 1, 1, 4)
+    broken[0, 2, 0, 0] = float("nan")
+    assert (
+        attention(broken, 1, 1, KeyRanges.causal(5, CPU)).isnan().any(-1)[0, :, 0].tolist()
+        == [False] * 2 + [True] + [False] * 2
     )
+
+
+def test_wrong_ranges_are_refused(each_backend: str) -> None:
+    if each_backend == "reference" or not backend.native("attention", torch.empty(0)):
+        pytest.skip("checked by the kernel")
+    qkv = packed(1, 5, 1, 1, 4)
+    with pytest.raises(RuntimeError, match="beyond the 5 keys"):
+        attention(qkv, 1, 1, KeyRanges.full(5, CPU).__class__(torch.zeros(1, 5).int(), torch.full((1, 5), 9).int()))
+    with pytest.raises(RuntimeError, match="ranges of keys must be int32"):
+        attention(qkv, 1, 1, KeyRanges.causal(4, CPU))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("offset", [0, 4])
 def test_dropout_is_addressed_by_global_token_and_head(masked: bool, offset: int) -> None:
-    heads, heads_total, p, key = 4, 8, 0.3, make_key(5, "attention")
-    rows_bs = torch.arange(B)[:, None] * 100 + 17 + torch.arange(S)
+    b, s, heads, heads_total, p, key = 2, 9, 4, 8, 0.3, make_key(5, "attention")
+    rows_bs = torch.arange(b)[:, None] * 100 + 17 + torch.arange(s)
     rows = rows_bs[:, None, :, None] * heads_total + offset + torch.arange(heads)[:, None, None]
-    kept = random_bits(key, rows * S + torch.arange(S)) >= int(p * 2**32)
-    mask_b1ss = DOCUMENTS.expand(B, 1, S, S) if masked else None
+    kept = random_bits(key, rows * s + torch.arange(s)) >= int(p * 2**32)
+    keys = KeyRanges.documents(DOCUMENTS) if masked else KeyRanges.causal(s, CPU)
     check(
-        lambda q, k, v: attention(
-            q, k, v, mask_b1ss=mask_b1ss, causal=True, dropout_p=p, dropout_key=key, rows_bs=rows_bs,
-            head_offset=offset, heads_total=heads_total,
+        lambda x: dropped_attention(
+            x, heads, 2, keys, p=p, key=key, rows_bs=rows_bs, head_offset=offset, heads_total=heads_total
         ),
-        lambda q, k, v: plain(q, k, v, DOCUMENTS if masked else CAUSAL, kept.double() / (1 - p)),
-        *inputs(heads, 2),
-    )  # fmt: skip
+        lambda x: plain(x, heads, 2, keys.mask_b1ss, kept.double() / (1 - p)),
+        packed(b, s, heads, 2, 6),
+    )

@@ -13,10 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from engine.ops import backend
 from engine.ops.activation import swiglu
 from engine.ops.adamw import adamw_, sum_of_squares
+from engine.ops.attention import attention
 from engine.ops.cross_entropy import ce_grad_, ce_stats
+from engine.ops.key_ranges import KeyRanges
 from engine.ops.norm import rms_norm
 from engine.ops.philox import dropout, fill_normal_
 from engine.ops.rope import rope, rope_tables
+from engine.ops.softmax import masked_softmax
 from tests.fake_cuda import run_fake_cuda
 
 
@@ -48,11 +51,23 @@ def _adamw() -> Any:
     return *flat, sum_of_squares(flat[0])
 
 
+def _attention() -> Any:
+    qkv = torch.ones(2, 5, 4, 8, requires_grad=True)
+    out = attention(qkv, 2, 1, KeyRanges.causal(5, qkv.device))
+    return [x.contiguous() for x in (out, *torch.autograd.grad(out, qkv, torch.ones_like(out)))]
+
+
+def _softmax() -> Any:
+    scores = torch.ones(2, 3, 4, 4, requires_grad=True)
+    probs = masked_softmax(scores, KeyRanges.causal(4, scores.device))
+    return probs, *torch.autograd.grad(probs, scores, torch.ones_like(probs))
+
+
 def _normal() -> Any:
     return fill_normal_(torch.ones(4, 5), 7, (8, 5), (2, 0), 1.0)
 
 
-CALLS = [_swiglu, _rms_norm, _rope, _dropout, _cross_entropy, _adamw, _normal]
+CALLS = [_swiglu, _rms_norm, _rope, _dropout, _cross_entropy, _adamw, _attention, _softmax, _normal]
 
 
 def outline(tensors: Any, device: str = "cpu") -> list[Any]:

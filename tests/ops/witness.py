@@ -33,15 +33,17 @@ def check(ours: Callable[..., Tensor], plain: Callable[..., Tensor], *inputs: Te
         assert mine <= 2 * theirs + slack * 1.2e-7 * largest + 1e-12
 
 
-def check_bf16(ours: Callable[..., Tensor], plain: Callable[..., Tensor], *inputs: Tensor, ulps: float = 1) -> None:
-    """Hold value and gradients for bfloat16 `inputs` to `plain` in float64, to `ulps` roundings of the largest."""
-    inputs = tuple(x.bfloat16().double() for x in inputs)
+def check_bf16(
+    ours: Callable[..., Tensor], plain: Callable[..., Tensor], *inputs: Tensor, ulps: float = 1,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:  # fmt: skip
+    """Hold value and gradients for 16-bit `inputs` to `plain` in float64, to `ulps` roundings of the largest."""
+    inputs = tuple(x.to(dtype).double() for x in inputs)
     truth = _values_and_grads(plain, inputs, torch.float64)
-    for got, expected in zip(_values_and_grads(ours, inputs, torch.bfloat16), truth, strict=True):
-        assert got.dtype == torch.bfloat16
-        torch.testing.assert_close(
-            got.double(), expected, rtol=2**-8 * ulps, atol=2**-8 * ulps * expected.abs().max().item()
-        )
+    unit = ulps * torch.finfo(dtype).eps
+    for got, expected in zip(_values_and_grads(ours, inputs, dtype), truth, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), expected, rtol=unit, atol=unit * expected.abs().max().item())
 
 
 def _values_and_grads(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from engine.config import ModelConfig
@@ -23,6 +24,6 @@ class RotaryPositions(nn.Module):
     def embed(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
         return x_bsh
 
-    def rotate(self, q_bshd: Tensor, k_bshd: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
+    def rotate(self, qkv_bsgd: Tensor, turned: int, ctx: Pass) -> Tensor:
         cos, sin = ctx.once("rope", lambda: rope_tables(ctx.positions, self.dim, self.theta))
-        return rope(q_bshd, cos, sin), rope(k_bshd, cos, sin)
+        return torch.cat([rope(qkv_bsgd[:, :, :turned], cos, sin), qkv_bsgd[:, :, turned:]], dim=2)
