@@ -9,70 +9,78 @@
 namespace trimaran {
 namespace {
 
-// Where a row of scores lies, and how many of its first keys are seen.
+// This block's row, and the seen part [first, end) of its keys.
 struct Row {
-  int64_t batch, head, query;
-  int keys, seen;
+  int64_t start;
+  int head, query, keys, first, end;
+
+  __device__ __forceinline__ explicit Row(const CudaScores& a) : keys(static_cast<int>(a.keys)) {
+    const int64_t at = blockIdx.x, pair = at / a.queries;
+    start = at * a.keys;
+    query = static_cast<int>(at - pair * a.queries);
+    head = static_cast<int>(pair % a.heads);
+    const int64_t range = (a.ranges == 1 ? 0 : pair / a.heads * a.queries) + query;
+    first = a.first[range] > 0 ? a.first[range] : 0;
+    end = a.last[range] < keys ? a.last[range] + 1 : keys;
+  }
+
+  __device__ __forceinline__ bool sees(int key) const { return key >= first && key < end; }
+  // Where to begin with vectors of N keys.
+  template <int N>
+  __device__ __forceinline__ int begin() const {
+    return first / N * N;
+  }
 };
 
-__device__ __forceinline__ Row row_of(const CudaAttended& a) {
-  const int64_t at = blockIdx.x, query = at % a.queries, pair = at / a.queries;
-  int64_t seen = a.keys;
-  if (a.lengths != nullptr && a.lengths[pair / a.heads] < seen) seen = a.lengths[pair / a.heads];
-  if (a.causal && query + a.offset + 1 < seen) seen = query + a.offset + 1;
-  return {pair / a.heads, pair % a.heads, query, static_cast<int>(a.keys), static_cast<int>(seen > 0 ? seen : 0)};
-}
-
-// The scores of keys first .. first + N of a row; -inf for those that are not seen.
+// The logits of keys at .. at + N of a row; -inf for those that are not seen.
 template <int N, typename T>
-__device__ __forceinline__ void scores(const CudaSoftmax<T>& a, const Row& row, int first, Wide<T> (&x)[N]) {
+__device__ __forceinline__ void logits(const CudaSoftmax<T>& a, const Row& row, int at, Wide<T> (&x)[N]) {
   using W = Wide<T>;
-  load(a.x + static_cast<int64_t>(blockIdx.x) * row.keys + first, x);
-  const W scale = static_cast<W>(a.scale), cap = static_cast<W>(a.cap);
+  const W scale = static_cast<W>(a.shape.scale), cap = static_cast<W>(a.shape.cap);
+  load(a.scores + row.start + at, x);
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     x[k] *= scale;
-    if (a.cap != 0) x[k] = cap * tanh(x[k] / cap);
+    if (cap != 0) x[k] = cap * tanh(x[k] / cap);
   }
   if (a.bias != nullptr) {
     W bias[N];
-    load(a.bias + row.batch * a.bias_batch + row.head * a.bias_head + row.query * a.bias_query + first, bias);
+    load(a.bias + ((a.biases == 1 ? 0 : row.head * a.shape.queries) + row.query) * row.keys + at, bias);
 #pragma unroll
     for (int k = 0; k < N; ++k) x[k] += bias[k];
   }
   if (a.slopes != nullptr) {
     const W slope = a.slopes[row.head];
-    const W away = static_cast<W>(first - row.query - a.seen.offset);
 #pragma unroll
-    for (int k = 0; k < N; ++k) x[k] += slope * (away + k);
+    for (int k = 0; k < N; ++k) x[k] += slope * static_cast<W>(at + k - row.query);
   }
 #pragma unroll
   for (int k = 0; k < N; ++k)
-    if (first + k >= row.seen) x[k] = -kInfinity<W>;
+    if (!row.sees(at + k)) x[k] = -kInfinity<W>;
 }
 
 template <typename T, int N>
 __global__ void softmax_rows(CudaSoftmax<T> a) {
   using W = Wide<T>;
   TRIMARAN_SHARED(W, scratch, kWarps);
-  const Row row = row_of(a.seen);
-  T* y = a.y + static_cast<int64_t>(blockIdx.x) * row.keys;
+  const Row row(a.shape);
+  const int lane = threadIdx.x * N, step = blockDim.x * N;
   MaxSum<W> all;
-  for (int i = threadIdx.x * N; i < row.seen; i += blockDim.x * N) {
+  for (int i = row.begin<N>() + lane; i < row.end; i += step) {
     W x[N];
-    scores(a, row, i, x);
+    logits(a, row, i, x);
     all.include(x);
   }
   all.join_block(scratch);
   const W base = MaxSum<W>::base(all.max), factor = all.sum == 0 ? W(0) : 1 / all.sum;
-  for (int i = threadIdx.x * N; i < row.keys; i += blockDim.x * N) {
+  for (int i = lane; i < row.keys; i += step) {
     W x[N] = {};
-    if (i < row.seen) {
-      scores(a, row, i, x);
+    if (i + N > row.first && i < row.end) {
+      logits(a, row, i, x);
 #pragma unroll
       for (int k = 0; k < N; ++k) x[k] = exp(x[k] - base) * factor;
     }
-    store(x, y + i);
+    store(x, a.probs + row.start + i);
   }
 }
 
@@ -80,62 +88,60 @@ template <typename T, int N>
 __global__ void softmax_rows_backward(CudaSoftmaxBackward<T> a) {
   using W = Wide<T>;
   TRIMARAN_SHARED(W, scratch, kWarps);
-  const Row row = row_of(a.seen);
-  const int64_t start = static_cast<int64_t>(blockIdx.x) * row.keys;
+  const Row row(a.shape);
+  const int lane = threadIdx.x * N, step = blockDim.x * N;
   W sum = 0;
-  for (int i = threadIdx.x * N; i < row.seen; i += blockDim.x * N) {
-    W y[N], dy[N];
-    load(a.y + start + i, y);
-    load(a.dy + start + i, dy);
+  for (int i = row.begin<N>() + lane; i < row.end; i += step) {
+    W probs[N], dprobs[N];
+    load(a.probs + row.start + i, probs);
+    load(a.dprobs + row.start + i, dprobs);
 #pragma unroll
     for (int k = 0; k < N; ++k)
-      if (i + k < row.seen) sum += y[k] * dy[k];
+      if (row.sees(i + k)) sum += probs[k] * dprobs[k];
   }
   sum = block_sum(sum, scratch);
-  const W scale = static_cast<W>(a.scale), inner = static_cast<W>(a.cap == 0 ? 0 : a.scale / a.cap);
-  for (int i = threadIdx.x * N; i < row.keys; i += blockDim.x * N) {
-    W dx[N] = {};
-    if (i < row.seen) {
-      W y[N], dy[N], x[N] = {};
-      load(a.y + start + i, y);
-      load(a.dy + start + i, dy);
-      if (a.cap != 0) load(a.x + start + i, x);
+  const bool capped = a.shape.cap != 0;
+  const W scale = static_cast<W>(a.shape.scale), inner = static_cast<W>(capped ? a.shape.scale / a.shape.cap : 0);
+  for (int i = lane; i < row.keys; i += step) {
+    W dscores[N] = {};
+    if (i + N > row.first && i < row.end) {
+      W probs[N], dprobs[N], scores[N] = {};
+      load(a.probs + row.start + i, probs);
+      load(a.dprobs + row.start + i, dprobs);
+      if (capped) load(a.scores + row.start + i, scores);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        const W bent = a.cap != 0 ? tanh(x[k] * inner) : W(0);
-        if (i + k < row.seen) dx[k] = y[k] * (dy[k] - sum) * scale * (1 - bent * bent);
+        const W bent = capped ? tanh(scores[k] * inner) : W(0);
+        if (row.sees(i + k)) dscores[k] = probs[k] * (dprobs[k] - sum) * scale * (1 - bent * bent);
       }
     }
-    store(dx, a.dx + start + i);
+    store(dscores, a.dscores + row.start + i);
   }
 }
-
-int64_t rows_of(const CudaAttended& a) { return a.batch * a.heads * a.queries; }
 
 }  // namespace
 
 template <typename T>
 cudaError_t cuda_softmax(const CudaSoftmax<T>& a, cudaStream_t stream) {
-  const int64_t rows = rows_of(a.seen), keys = a.seen.keys;
+  const int64_t rows = a.shape.b * a.shape.heads * a.shape.queries, keys = a.shape.keys;
   if (rows == 0 || keys == 0) return cudaSuccess;
-  constexpr int64_t kStep = kLanes<T>;
-  const bool strides = a.bias_batch % kStep == 0 && a.bias_head % kStep == 0 && a.bias_query % kStep == 0;
-  if (strides && vectorised<T>(keys, a.x, a.bias, a.y))
-    return launch(softmax_rows<T, kLanes<T>>, blocks_for(rows), dim3(threads_for(keys / kStep)), stream, a);
+  constexpr int N = kLanes<T>;
+  if (vectorised<T>(keys, a.scores, a.bias, a.probs))
+    return launch(softmax_rows<T, N>, blocks_for(rows), dim3(threads_for(keys / N)), stream, a);
   return launch(softmax_rows<T, 1>, blocks_for(rows), dim3(threads_for(keys)), stream, a);
 }
 
 template <typename T>
 cudaError_t cuda_softmax_backward(const CudaSoftmaxBackward<T>& a, cudaStream_t stream) {
-  const int64_t rows = rows_of(a.seen), keys = a.seen.keys;
+  const int64_t rows = a.shape.b * a.shape.heads * a.shape.queries, keys = a.shape.keys;
   if (rows == 0 || keys == 0) return cudaSuccess;
-  if (vectorised<T>(keys, a.dy, a.y, a.x, a.dx))
-    return launch(softmax_rows_backward<T, kLanes<T>>, blocks_for(rows), dim3(threads_for(keys / kLanes<T>)), stream,
-                  a);
+  constexpr int N = kLanes<T>;
+  if (vectorised<T>(keys, a.dprobs, a.probs, a.scores, a.dscores))
+    return launch(softmax_rows_backward<T, N>, blocks_for(rows), dim3(threads_for(keys / N)), stream, a);
   return launch(softmax_rows_backward<T, 1>, blocks_for(rows), dim3(threads_for(keys)), stream, a);
 }
 
-#define TRIMARAN_SOFTMAX(T)                                                    \
+#define TRIMARAN_SOFTMAX(T)                                               \
   template cudaError_t cuda_softmax(const CudaSoftmax<T>&, cudaStream_t); \
   template cudaError_t cuda_softmax_backward(const CudaSoftmaxBackward<T>&, cudaStream_t);
 TRIMARAN_SOFTMAX(float)

@@ -122,36 +122,34 @@ inline int64_t activation_chunks(int64_t rows) { return (rows + kActivationRows 
 
 // ---- softmax.cu ----
 
-// Which keys query i of sequence b sees: those before lengths[b] (optional), if causal also no later than i + offset.
-struct CudaAttended {
-  int64_t batch, heads, queries, keys;
-  const int64_t* lengths;
-  bool causal;
-  int64_t offset;
+// Rows of attention scores [b, heads, queries, keys], of which query i of sequence n sees keys first[n, i] to
+// last[n, i]; ranges is b, or 1 where first and last [ranges, queries] are the same for all sequences.
+struct CudaScores {
+  int64_t b, heads, queries, keys, ranges;
+  const int32_t *first, *last;
+  double scale, cap;
 };
 
-// y = softmax over the seen keys of cap * tanh(x * scale / cap) + bias + slope * (key - query - offset); 0 for the
-// others, and for all keys where nothing is left to look at. Without a cap (0) the score is x * scale.
+// probs = softmax over the seen keys of cap * tanh(score * scale / cap) + bias + slope * (key - query), and 0 for the
+// others; without a cap (0) the logit begins with score * scale.
 template <typename T>
 struct CudaSoftmax {
-  const T *x, *bias;                              // [batch, heads, queries, keys]; bias: optional
-  int64_t bias_batch, bias_head, bias_query;      // strides of bias: 0 where it is the same for all
-  const float* slopes;                            // optional, [heads]: ALiBi
-  T* y;                                           // may be x
-  CudaAttended seen;
-  double scale, cap;
+  const T *scores, *bias;  // bias: optional, [biases, queries, keys]
+  int64_t biases;          // heads, or 1
+  const float* slopes;     // optional, [heads]: ALiBi
+  T* probs;                // may be scores
+  CudaScores shape;
 };
 template <typename T>
 cudaError_t cuda_softmax(const CudaSoftmax<T>& a, cudaStream_t stream);
 
-// The gradient of x from the output: dx = y * (dy - sum(y * dy)) * scale * (1 - tanh^2(x * scale / cap)). With scale 1
-// and no cap it is the gradient of bias.
+// dscores = probs * (dprobs - sum(probs * dprobs)) * scale * (1 - tanh^2(score * scale / cap)). With scale 1 and no cap
+// it is the gradient of the logits, and so of the bias.
 template <typename T>
 struct CudaSoftmaxBackward {
-  const T *dy, *y, *x;  // x: only with a cap
-  T* dx;                // may be dy or y
-  CudaAttended seen;
-  double scale, cap;
+  const T *dprobs, *probs, *scores;  // scores: only with a cap
+  T* dscores;                        // may be dprobs or probs
+  CudaScores shape;
 };
 template <typename T>
 cudaError_t cuda_softmax_backward(const CudaSoftmaxBackward<T>& a, cudaStream_t stream);
