@@ -154,4 +154,32 @@ struct CudaSoftmaxBackward {
 template <typename T>
 cudaError_t cuda_softmax_backward(const CudaSoftmaxBackward<T>& a, cudaStream_t stream);
 
+// ---- cross_entropy.cu ----
+
+// Of each row of logits [rows, v], the columns of a vocabulary from `start` on: the largest logit, the sum of
+// exp(logit - largest), the logit of the target (a global id; 0 if it is not among the columns) and the sum of logits.
+template <typename T>
+struct CudaCrossEntropy {
+  const T* logits;
+  const int64_t* targets;
+  Wide<T> *max, *sum, *target, *total;  // [rows]; total: optional
+  int64_t rows, v, start;
+};
+template <typename T>
+cudaError_t cuda_cross_entropy(const CudaCrossEntropy<T>& a, cudaStream_t stream);
+
+// logits <- scale * (p * (1 + 2 z_loss * log Z) - (1 - smoothing) [is target] - smoothing / vocab), with
+// p = exp(logit - max - log_sum) and log Z = max + log_sum of the whole vocabulary: the gradient of
+// (1 - smoothing) * nll + smoothing * (mean nll over the vocabulary) + z_loss * (log Z)^2, times scale.
+template <typename T>
+struct CudaCrossEntropyGrad {
+  T* logits;
+  const int64_t* targets;
+  const Wide<T> *max, *log_sum, *scale;  // [rows]
+  int64_t rows, v, start, vocab;
+  double smoothing, z_loss;
+};
+template <typename T>
+cudaError_t cuda_cross_entropy_grad(const CudaCrossEntropyGrad<T>& a, cudaStream_t stream);
+
 }  // namespace trimaran
