@@ -11,7 +11,7 @@ constexpr int kColumns = 32;  // of a block: a warp reads them side by side
 constexpr int kStripes = 32;  // warps of a block; each takes every 32nd row
 
 template <typename Part, typename Out>
-__global__ void column_sums(const Part* parts, Out* out, int64_t rows, int64_t width) {
+__global__ void column_sums(const Part* parts, Out* out, int64_t rows, int64_t width, Part factor) {
   TRIMARAN_SHARED(Part, stripes, kColumns* kStripes);
   const int lane = threadIdx.x % kColumns, stripe = threadIdx.x / kColumns;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumns + lane;
@@ -24,15 +24,17 @@ __global__ void column_sums(const Part* parts, Out* out, int64_t rows, int64_t w
   __syncthreads();
   if (stripe > 0 || column >= width) return;
   for (int other = 1; other < kStripes; ++other) sum += stripes[other * kColumns + lane];
-  narrow(sum, out[column]);
+  narrow(sum * factor, out[column]);
 }
 
-// out[c] = sum over rows of parts[r, c]; zeros when there are no rows.
+// out[c] = factor * sum over rows of parts[r, c]; zeros when there are no rows.
 template <typename Part, typename Out>
-cudaError_t sum_columns(const Part* parts, Out* out, int64_t rows, int64_t width, cudaStream_t stream) {
+cudaError_t sum_columns(const Part* parts, Out* out, int64_t rows, int64_t width, cudaStream_t stream,
+                        Part factor = 1) {
   if (width == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>((width + kColumns - 1) / kColumns));
-  return launch(column_sums<Part, Out>, grid, dim3(kColumns * kStripes), stream, parts, out, rows, width);
+  return launch(column_sums<Part, Out>, grid, dim3(kColumns * kStripes), stream, parts, out, rows, width,
+                factor);
 }
 
 }  // namespace trimaran

@@ -37,6 +37,10 @@ template <>
 struct PieceOf<8> {
   using type = uint2;
 };
+template <>
+struct PieceOf<4> {
+  using type = uint32_t;
+};
 template <int N, typename T>
 using Piece = typename PieceOf<N * sizeof(T)>::type;
 
@@ -46,6 +50,7 @@ __device__ __forceinline__ void load(const T* from, Wide<T> (&to)[N]) {
     to[0] = widen(*from);
   } else {
     constexpr int kEach = sizeof(Piece<N, T>) / sizeof(T);
+    static_assert(N % kEach == 0, "whole pieces");
 #pragma unroll
     for (int first = 0; first < N; first += kEach) {
       const auto raw = *reinterpret_cast<const Piece<N, T>*>(from + first);
@@ -63,6 +68,7 @@ __device__ __forceinline__ void store(const W (&from)[N], T* to) {
     narrow(from[0], *to);
   } else {
     constexpr int kEach = sizeof(Piece<N, T>) / sizeof(T);
+    static_assert(N % kEach == 0, "whole pieces");
 #pragma unroll
     for (int first = 0; first < N; first += kEach) {
       T lanes[kEach];

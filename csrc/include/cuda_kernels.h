@@ -182,4 +182,44 @@ struct CudaCrossEntropyGrad {
 template <typename T>
 cudaError_t cuda_cross_entropy_grad(const CudaCrossEntropyGrad<T>& a, cudaStream_t stream);
 
+// ---- optimizer.cu ----
+
+// One step of AdamW on `count` elements in W (float or double), as torch.optim.AdamW has it, with gradients times
+// *grad_scale. The number of the step (from 1) and the other two are read on the device; *keep = 0 leaves every bit
+// as it was.
+template <typename W, typename Rounded>
+struct CudaAdamW {
+  W* param;
+  const W* grad;
+  W *exp_avg, *exp_avg_sq;
+  Rounded* rounded;  // optional: the new parameter as __half or __nv_bfloat16
+  const double *step, *grad_scale, *keep;
+  int64_t count;
+  double lr, beta1, beta2, eps, weight_decay;
+};
+template <typename W, typename Rounded>
+cudaError_t cuda_adamw(const CudaAdamW<W, Rounded>& a, cudaStream_t stream);
+
+// *sum = sum of squares of x in double, always added in the same order. parts: [square_parts(count)], room to work.
+template <typename T>
+cudaError_t cuda_sum_of_squares(const T* x, int64_t count, double* parts, double* sum, cudaStream_t stream);
+
+constexpr int64_t kSquareSpan = 16384;  // elements of a partial sum
+inline int64_t square_parts(int64_t count) { return (count + kSquareSpan - 1) / kSquareSpan; }
+
+// Means of squares of x [rows, columns] over its columns and over its rows, which Adafactor keeps in place of the
+// second moment.
+template <typename T>
+struct CudaSquareMeans {
+  const T* x;
+  Wide<T> *of_rows, *of_columns;  // [rows], [columns]
+  Wide<T>* parts;                 // [square_mean_chunks(rows), columns], room to work
+  int64_t rows, columns;
+};
+template <typename T>
+cudaError_t cuda_square_means(const CudaSquareMeans<T>& a, cudaStream_t stream);
+
+constexpr int64_t kSquareMeanRows = 16;  // that one block takes
+inline int64_t square_mean_chunks(int64_t rows) { return (rows + kSquareMeanRows - 1) / kSquareMeanRows; }
+
 }  // namespace trimaran
