@@ -15,10 +15,9 @@ from tests.ops.cuda.judge import DTYPES, SEEDS, WIDTHS, for_each_dtype, judge, n
 ENTRIES = """
 #include "cuda_kernels.h"
 using namespace trimaran;
-extern "C" int64_t chunks(const int64_t* n) { return norm_chunks(n[0], n[1]); }
 """ + for_each_dtype("""
-extern "C" int norm_NAME(const TYPE* x, const TYPE* residual, const TYPE* weight, const TYPE* bias, TYPE* total, TYPE* y,
-                         Wide<TYPE>* mean, Wide<TYPE>* rstd, const int64_t* n, double eps) {
+extern "C" int norm_NAME(const TYPE* x, const TYPE* residual, const TYPE* weight, const TYPE* bias, TYPE* total,
+                         TYPE* y, Wide<TYPE>* mean, Wide<TYPE>* rstd, const int64_t* n, double eps) {
   return cuda_norm(CudaNorm<TYPE>{x, residual, weight, bias, total, y, mean, rstd, n[0], n[1], eps}, nullptr);
 }
 extern "C" int backward_NAME(const TYPE* dy, const TYPE* x, const TYPE* weight, const TYPE* dtotal,
