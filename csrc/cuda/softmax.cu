@@ -78,7 +78,7 @@ __global__ void softmax_rows(CudaSoftmax<T> a) {
     if (i + N > row.first && i < row.end) {
       logits(a, row, i, x);
 #pragma unroll
-      for (int k = 0; k < N; ++k) x[k] = exp(x[k] - base) * factor;
+      for (int k = 0; k < N; ++k) x[k] = row.sees(i + k) ? exp(x[k] - base) * factor : W(0);  // factor may be NaN
     }
     store(x, a.probs + row.start + i);
   }
