@@ -145,9 +145,10 @@ class MonitorConfig:
 
 @dataclass
 class OpsConfig:
-    """Choice of kernels."""
+    """Choice of kernels: libraries on GPUs, the compiled extension, or plain torch (the reference)."""
 
-    backend: str = "auto"  # auto | reference | cpu: the compiled extension where it can serve, or plain torch
+    backend: str = "auto"  # auto | reference | cpu | cuda (our kernels there) | apex | flash (where they have the op)
+    overrides: dict[str, str] = field(default_factory=dict)  # of single ops: {rms_norm: reference, attention: flash}
 
 
 @dataclass

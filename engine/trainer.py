@@ -91,7 +91,7 @@ class Trainer:
         self.folder = Path(config.run.root) / config.run.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FolderLock(self.folder) if self.is_writer else None
-        backend.select(config.ops.backend)
+        backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
         self.data = build_data(
             config.data, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
@@ -180,12 +180,12 @@ class Trainer:
 
     def _introduce(self, checkpoint: Checkpoint | None) -> None:
         config, parameters = self.config, count_parameters(self.config.model, self.data.vocab)
-        active = ", ".join(f"{op}={where}" for op, where in backend.active().items())
         self.monitor.event(f"run folder {self.folder}")
         self.monitor.event(f"layout {self.mesh.describe()}, {config.parallel.schedule}, {self.device.describe()}")
         self.monitor.event(f"model {config.model.name}: {parameters:,} parameters, {config.precision.dtype}")
         self.monitor.event(f"data {self.data.summary}")
-        self.monitor.event(f"kernels {active}")
+        for line in backend.describe(self.device.torch_device.type, self.stepper.dtype):
+            self.monitor.event(line)
         if checkpoint is not None:
             self.monitor.event(f"continuing from {checkpoint.path} at step {self.step}")
 

@@ -9,11 +9,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from engine.config import Config
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
 from engine.models.registry import ACTIVATIONS, NORMS, POSITIONS
-from engine.ops.backend import BACKENDS
+from engine.ops import backend
+from engine.ops.libraries.flash import LARGEST_HEAD
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build
 
@@ -24,7 +27,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "precision.dtype": tuple(DTYPES),
     "monitor.console": ("auto", "rich", "plain", "off"),
     "monitor.wandb": ("off", "auto", "offline", "online"),
-    "ops.backend": tuple(BACKENDS),
     "run.device": ("auto", "cpu", "cuda"),
 }
 
@@ -67,6 +69,7 @@ def validate(config: Config, world_size: int | None) -> None:
     _check_data(config)
     _check_optim(config)
     _check_precision(config)
+    _check_ops(config)
     _check_run(config)
 
 
@@ -287,6 +290,24 @@ def _check_precision(config: Config) -> None:
             f"precision.min_loss_scale={c.min_loss_scale:g} is above precision.loss_scale={c.loss_scale:g}; write "
             "precision.min_loss_scale=1."
         )
+
+
+def _check_ops(config: Config) -> None:
+    m, o = config.model, config.ops
+    on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
+    backend.check(o.backend, o.overrides, "cuda" if on_gpu else "cpu", DTYPES[config.precision.dtype])
+    if o.overrides.get("attention") == "flash" and m.attention_dropout > 0:
+        raise ConfigError(
+            f"ops.overrides.attention=flash cannot drop by token as model.attention_dropout={m.attention_dropout:g} "
+            "asks; write ops.overrides.attention=auto."
+        )
+    dim = m.head_dim or m.hidden // m.heads
+    for op in ("attention", "rope"):
+        if o.overrides.get(op) == "flash" and dim > LARGEST_HEAD:
+            raise ConfigError(
+                f"ops.overrides.{op}=flash takes heads of up to {LARGEST_HEAD} dimensions, but they have {dim} "
+                f"(model.head_dim, or model.hidden / model.heads); write ops.overrides.{op}=auto."
+            )
 
 
 def _check_run(config: Config) -> None:

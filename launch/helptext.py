@@ -77,9 +77,11 @@ def _keys(node: ast.ClassDef, lines: list[str]) -> list[Key]:
 
 
 def _default(value: ast.expr | None) -> str:
-    if isinstance(value, ast.Call):  # field(default_factory=list), or of a lambda that returns one
+    if isinstance(value, ast.Call):  # field(default_factory=list or dict), or of a lambda that returns one
         factory = value.keywords[0].value
-        return ast.unparse(factory.body).replace(" ", "") if isinstance(factory, ast.Lambda) else "[]"
+        if isinstance(factory, ast.Lambda):
+            return ast.unparse(factory.body).replace(" ", "")
+        return "{}" if ast.unparse(factory) == "dict" else "[]"
     text = ast.unparse(value) if value is not None else ""
     return {"None": "null", "True": "true", "False": "false"}.get(text, text.strip("'"))
 

@@ -72,6 +72,15 @@ def known_keys(of: type = Config, prefix: str = "") -> Iterator[str]:
             yield from known_keys(field.default_factory, f"{key}.")  # type: ignore[arg-type]
 
 
+def open_keys(of: type = Config, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose value is a mapping with keys of the user's choice, such as ops.overrides."""
+    for field in dataclasses.fields(of):
+        if field.default_factory is dict:
+            yield f"{prefix}{field.name}"
+        elif dataclasses.is_dataclass(field.default_factory):
+            yield from open_keys(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+
+
 def _run_hydra(task: Task, argv: list[str], swept: list[Override]) -> None:
     """Hand over to Hydra; a task that fails ends the process with its code."""
 
@@ -101,8 +110,11 @@ def _run_hydra(task: Task, argv: list[str], swept: list[Override]) -> None:
 
 def _register() -> None:
     """Give Hydra the schema, so that types and keys are enforced, and the help page."""
+    schema = OmegaConf.structured(Config)
+    for key in open_keys():
+        OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=schema)
     store.store(group="hydra/help", name="trimaran", node={"app_name": "trimaran", "template": template()})
 
 
@@ -138,10 +150,10 @@ def _groups(flags: Namespace) -> set[str]:
 
 def _check_keys(overrides: list[Override], groups: set[str]) -> None:
     """Raise ConfigError for the first override whose key is neither in the schema nor a group."""
-    known = {*known_keys(), *groups}
+    known, opened = {*known_keys(), *groups}, tuple(f"{key}." for key in open_keys())
     for override in overrides:
         key = override.key_or_group
-        if key not in known and key.partition(".")[0].partition("/")[0] != "hydra":
+        if key not in known and not key.startswith(opened) and key.partition(".")[0].partition("/")[0] != "hydra":
             raise ConfigError(f"unknown key {key}.{_suggest(key, known)}")
 
 

@@ -76,6 +76,9 @@ RULES: list[tuple[str, int | None, tuple[str, ...]]] = [
     ("train.log_interval=0", None, ("train.log_interval=0",)),
     ("checkpoint.keep_last=0", None, ("checkpoint.keep_last=0",)),
     ("parallel.tp=0", None, ("parallel.tp=0", "1 or more")),
+    ("ops.overrides.rms_norm=flash", None, ("ops.overrides.rms_norm=flash", "apex, cpu")),
+    ("ops.overrides.rmsnorm=reference", None, ("ops.overrides.rmsnorm=reference", "rms_norm")),
+    ("ops.backend=flash run.device=cpu", None, ("ops.backend=flash", "cpu device", "ops.backend=auto")),
     ("run.name=../elsewhere", None, ("run.name", "run.root=runs")),
     ("run.name=''", None, ("run.name", "run.root=runs")),
 ]  # fmt: skip
@@ -106,6 +109,7 @@ def test_rule(overrides: str, world: int | None, named: tuple[str, ...]) -> None
         ("monitor.wandb=ofline", "offline"),
         ("monitor.console=rch", "rich"),
         ("ops.backend=refernce", "reference"),
+        ("ops.overrides.rope=flsh", "flash"),
         ("run.device=cda", "cuda"),
     ],
 )

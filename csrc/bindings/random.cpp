@@ -1,6 +1,12 @@
+#include "random.h"
+
+#include <optional>
+
 #include "binding.h"
 
 namespace {
+
+using OptionalTensor = std::optional<Tensor>;
 
 Tensor& fill_normal_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double std,
                      double mean) {
@@ -28,17 +34,26 @@ Tensor& fill_normal_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at:
   return out;
 }
 
-Tensor dropout(const Tensor& x, int64_t key, const Tensor& rows, int64_t width, int64_t column, int64_t threshold,
-               double scale) {
+Tensor dropout(const Tensor& x, const OptionalTensor& bias, const OptionalTensor& residual, int64_t key,
+               const Tensor& rows, int64_t width, int64_t column, int64_t threshold, double scale) {
   const int64_t f = x.size(-1);
   TORCH_CHECK(x.is_contiguous() && rows.is_contiguous() && rows.scalar_type() == at::kLong &&
                   rows.numel() * f == x.numel(),
               "dropout takes contiguous x [..., f] and int64 rows of x.shape[:-1]");
+  if (bias) {
+    same(x, *bias, "dropout: input and bias");
+    TORCH_CHECK(bias->is_contiguous() && bias->numel() == f, "dropout: ", bias->numel(), " biases for rows of ", f);
+  }
+  if (residual) {
+    same(x, *residual, "dropout: input and residual");
+    TORCH_CHECK(residual->is_contiguous() && residual->sizes() == x.sizes(), "dropout: residual of another shape");
+  }
   Tensor y = at::empty_like(x);
-  DISPATCH(x, "dropout", [&] {
+  DISPATCH_ALL(x, "dropout", [&] {
     at::parallel_for(0, rows.numel(), rows_grain(f), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        trimaran::dropout_run(x.const_data_ptr<scalar_t>() + row * f, y.data_ptr<scalar_t>() + row * f,
+        trimaran::dropout_run(input<scalar_t>(x) + row * f, bias ? input<scalar_t>(*bias) : nullptr,
+                              residual ? input<scalar_t>(*residual) + row * f : nullptr, output<scalar_t>(y) + row * f,
                               static_cast<uint64_t>(key), rows.const_data_ptr<int64_t>()[row] * width + column, f,
                               static_cast<uint32_t>(threshold), scale);
     });
@@ -52,7 +67,9 @@ TORCH_LIBRARY_FRAGMENT(trimaran, m) {
   m.def(
       "fill_normal_(Tensor(a!) out, int key, int[] global_shape, int[] offsets, float std, float mean) "
       "-> Tensor(a!)");
-  m.def("dropout(Tensor x, int key, Tensor rows, int width, int column, int threshold, float scale) -> Tensor");
+  m.def(
+      "dropout(Tensor x, Tensor? bias, Tensor? residual, int key, Tensor rows, int width, int column, int threshold, "
+      "float scale) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(trimaran, CPU, m) {

@@ -1,8 +1,10 @@
 // Normals and dropout masks from Philox, in runs of consecutive elements of one stream.
-#include "kernels.h"
-#include "philox.h"
+#include "random.h"
 
 #include <algorithm>
+
+#include "half.h"
+#include "philox.h"
 
 namespace trimaran {
 namespace {
@@ -60,12 +62,23 @@ TRIMARAN_INLINE void fill(T* out, uint64_t key, uint64_t first, int64_t count, d
 }
 
 template <typename T>
-TRIMARAN_INLINE void drop(const T* x, T* y, uint64_t key, uint64_t first, int64_t count, uint32_t threshold,
-                          double scale) {
-  const T factor = static_cast<T>(scale);
+TRIMARAN_INLINE void drop(const T* x, const T* bias, const T* residual, T* y, uint64_t key, uint64_t first,
+                          int64_t count, uint32_t threshold, double scale) {
+  using W = Wide<T>;
+  const W factor = static_cast<W>(scale);
   for_words(key, first, count, [=](int64_t offset, const uint32_t* words, int64_t length) TRIMARAN_ALWAYS {
+    const T* from = x + offset;
+    const T* shift = bias == nullptr ? from : bias + offset;
+    const T* base = residual == nullptr ? from : residual + offset;
+    T* to = y + offset;
 #pragma omp simd
-    for (int64_t i = 0; i < length; ++i) y[offset + i] = words[i] >= threshold ? x[offset + i] * factor : T(0);
+    for (int64_t i = 0; i < length; ++i) {
+      W value = widen(from[i]);
+      if (bias != nullptr) value += widen(shift[i]);
+      value = words[i] >= threshold ? value * factor : W(0);
+      if (residual != nullptr) value = widen(base[i]) + value;
+      narrow(value, to[i]);
+    }
   });
 }
 
@@ -77,13 +90,15 @@ TRIMARAN_CLONES void normal_run(float* out, uint64_t key, uint64_t first, int64_
 TRIMARAN_CLONES void normal_run(double* out, uint64_t key, uint64_t first, int64_t count, double std, double mean) {
   fill(out, key, first, count, std, mean);
 }
-TRIMARAN_CLONES void dropout_run(const float* x, float* y, uint64_t key, uint64_t first, int64_t count,
-                                 uint32_t threshold, double scale) {
-  drop(x, y, key, first, count, threshold, scale);
-}
-TRIMARAN_CLONES void dropout_run(const double* x, double* y, uint64_t key, uint64_t first, int64_t count,
-                                 uint32_t threshold, double scale) {
-  drop(x, y, key, first, count, threshold, scale);
-}
+#define TRIMARAN_DROPOUT(T)                                                                                         \
+  template <>                                                                                                       \
+  TRIMARAN_CLONES void dropout_run(const T* x, const T* bias, const T* residual, T* y, uint64_t key, uint64_t first, \
+                                   int64_t count, uint32_t threshold, double scale) {                               \
+    drop(x, bias, residual, y, key, first, count, threshold, scale);                                                \
+  }
+TRIMARAN_DROPOUT(float)
+TRIMARAN_DROPOUT(double)
+TRIMARAN_DROPOUT(BFloat16)
+TRIMARAN_DROPOUT(Half)
 
 }  // namespace trimaran

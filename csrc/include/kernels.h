@@ -57,13 +57,4 @@ void adamw(double* param, const double* grad, double* exp_avg, double* exp_avg_s
 double sum_of_squares(const float* x, int64_t begin, int64_t end);
 double sum_of_squares(const double* x, int64_t begin, int64_t end);
 
-// Elements first .. first + count of the stream `key`, as mean + std * normal.
-void normal_run(float* out, uint64_t key, uint64_t first, int64_t count, double std, double mean);
-void normal_run(double* out, uint64_t key, uint64_t first, int64_t count, double std, double mean);
-// y = keep ? x * scale : 0 where element i of the row is kept if word first + i of the stream reaches `threshold`.
-void dropout_run(const float* x, float* y, uint64_t key, uint64_t first, int64_t count, uint32_t threshold,
-                 double scale);
-void dropout_run(const double* x, double* y, uint64_t key, uint64_t first, int64_t count, uint32_t threshold,
-                 double scale);
-
 }  // namespace trimaran

@@ -3,7 +3,7 @@
 // reach. One launch runs at a time, one thread at a time, so races on global memory stay hidden, and so does all that
 // depends on time.
 //
-// Compile with -std=c++20 -fno-strict-aliasing -ffp-contract=off -fno-gnu-unique; the CUDA toolkit's headers are needed.
+// Compile with -std=c++20 -fno-strict-aliasing -ffp-contract=off -fno-gnu-unique, and with the CUDA toolkit's headers.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,6 +1,6 @@
-// Executes one launch after another: blocks in random order, the threads of a block as fibers that are resumed in random
-// order whenever they may go on. A fiber runs threads to their ends until one has to wait for others, so kernels without
-// barriers switch stacks never.
+// Executes one launch after another: blocks in random order, and of a block's threads at any time a random one of those
+// that may go on. A fiber runs one thread after another until one has to wait, so kernels without barriers never switch
+// stacks.
 #pragma once
 
 #include <vector_types.h>
@@ -30,8 +30,8 @@ constexpr int kLanesOfWarp = 32;
 enum class State { kReady, kAtBarrier, kInWarp, kExited };
 enum class Meeting { kSync, kShuffle, kVote };  // the reasons for lanes of a warp to wait for each other
 
-// Lane l of a warp sees what lane k did to memory at k's times up to seen[k]. Lane l's own time is seen[l]; warp barriers
-// advance it.
+// Lane l of a warp sees what lane k did to memory at k's times up to seen[k]. Lane l's own time is seen[l], which warp
+// barriers advance.
 using Clock = std::array<uint32_t, kLanesOfWarp>;
 
 struct Thread {

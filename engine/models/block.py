@@ -11,7 +11,7 @@ from engine.models.attention import Attention
 from engine.models.mlp import FeedForward
 from engine.models.registry import NORMS
 from engine.models.traits import Pass
-from engine.ops.philox import dropout
+from engine.ops.dropout import add_dropout, dropout
 from engine.parallel.linear import TensorParallel
 
 
@@ -37,15 +37,19 @@ class Block(nn.Module):
         return self._body(x_bsh, ctx)
 
     def _body(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
-        x_bsh = x_bsh + self._drop(self.attention(self.norm1(x_bsh), ctx), ctx, "attention_out")
-        return x_bsh + self._drop(self.mlp(self.norm2(x_bsh)), ctx, "mlp_out")
+        x_bsh = self._add(x_bsh, self.attention(self.norm1(x_bsh), ctx), ctx, "attention_out")
+        return self._add(x_bsh, self.mlp(self.norm2(x_bsh)), ctx, "mlp_out")
 
-    def _drop(self, x_bsh: Tensor, ctx: Pass, site: str) -> Tensor:
-        return drop_hidden(x_bsh, self.dropout, ctx, self.layer, site, self.tp)
+    def _add(self, x_bsh: Tensor, branch_bsh: Tensor, ctx: Pass, site: str) -> Tensor:
+        """Add a branch, dropped, to the residual stream."""
+        if self.dropout == 0.0 or ctx.key is None:
+            return x_bsh + branch_bsh
+        rows_bs = self.tp.local_sequence(ctx.tokens_bs)
+        return add_dropout(x_bsh, branch_bsh, self.dropout, ctx.key(self.layer, site), rows_bs, x_bsh.shape[-1])
 
 
 def drop_hidden(x_bsh: Tensor, p: float, ctx: Pass, layer: int, site: str, tp: TensorParallel) -> Tensor:
-    """Dropout on the residual stream; every layout drops the same elements."""
+    """Dropout on hidden states; every layout drops the same elements."""
     if p == 0.0 or ctx.key is None:
         return x_bsh
     return dropout(x_bsh, p, ctx.key(layer, site), tp.local_sequence(ctx.tokens_bs), x_bsh.shape[-1])

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.ops import backend
+from engine.ops.dropout import dropout
 from engine.ops.key_ranges import KeyRanges
-from engine.ops.philox import dropout
 from engine.ops.softmax import masked_softmax
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +105,9 @@ def normal(key: int, index: Tensor) -> Tensor:
     return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -tail, tail))
 
 
-def box_index(global_shape: Sequence[int], offsets: Sequence[int], shape: Sequence[int], device: Any) -> Tensor:
+def box_index(
+    global_shape: Sequence[int], offsets: Sequence[int], shape: Sequence[int], device: torch.device
+) -> Tensor:
     """Return the row-major index in the global tensor of each element of a box, int64 of the box's shape."""
     index = torch.zeros((), dtype=torch.int64, device=device)
     stride = math.prod(global_shape)
@@ -122,44 +123,11 @@ def fill_normal_(
     """Fill `out`, the box at `offsets` of a tensor of `global_shape`, with its part of that tensor's normals."""
     fused = backend.native("normal", out)
     if fused and out.is_contiguous() and out.dim() > 0:
-        return torch.ops.trimaran.fill_normal_(out, _signed(key), list(global_shape), list(offsets), std, mean)
+        return torch.ops.trimaran.fill_normal_(out, signed(key), list(global_shape), list(offsets), std, mean)
     index = box_index(global_shape, offsets, out.shape, out.device)
     return out.copy_(normal(key, index) * std + mean)
 
 
-def _signed(key: int) -> int:
+def signed(key: int) -> int:
+    """Return a key as the signed 64-bit integer that operators take."""
     return key - (1 << 64) if key >= 1 << 63 else key
-
-
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, key: int, rows: Tensor, width: int, column: int) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.address = (p, key, width, column)
-        return _mask(x, p, key, rows, width, column)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (rows,), (p, key, width, column) = ctx.saved_tensors, ctx.address
-        return _mask(grads[0], p, key, rows, width, column), None, None, None, None, None
-
-
-def _mask(x: Tensor, p: float, key: int, rows: Tensor, width: int, column: int) -> Tensor:
-    threshold, scale = int(p * 2**32), 1.0 / (1.0 - p)
-    if backend.native("dropout", x):
-        return torch.ops.trimaran.dropout(
-            x.contiguous(), _signed(key), rows.contiguous(), width, column, threshold, scale
-        )
-    index = rows[..., None] * width + (torch.arange(x.shape[-1], device=x.device) + column)
-    return torch.where(random_bits(key, index) >= threshold, x * scale, 0.0)
-
-
-def dropout(x: Tensor, p: float, key: int, rows: Tensor, width: int, column_offset: int = 0) -> Tensor:
-    """Zero each element of x [..., f] with probability p and scale the rest by 1/(1-p).
-
-    Element (r, f) is addressed by index rows[r] * width + column_offset + f under `key`, so every layout drops the
-    same elements; the backward pass draws the mask again. `rows` is int64 of x.shape[:-1].
-    """
-    if p == 0.0:
-        return x
-    return _Dropout.apply(x, p, key, rows, width, column_offset)

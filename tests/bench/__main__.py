@@ -11,14 +11,18 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.bench import saving, second_start
+from tests.bench.kernels.case import COLUMNS as KERNEL_COLUMNS
+from tests.bench.kernels.measure import kernel_rows
+from tests.bench.memory import memory_rows
 from tests.bench.pairs import Pairs, Plan
 from tests.bench.products import Share, profile_both
 from tests.bench.sizes import FULL, QUICK, Sizes
-from tests.bench.table import Row, machine, seconds, show, spread, to_markdown
-from tests.bench.training import Layout, compare, layouts
+from tests.bench.table import COLUMNS, Row, machine, seconds, show, spread, to_markdown
+from tests.bench.training import Layout, compare, compare_precisions, layouts
 from tests.ranks import run_ranks
 
 TIMEOUT_S = 1200.0
+KERNELS = "kernels"
 
 
 def timed_row(what: str, peer: str, pairs: Pairs) -> Row:
@@ -30,6 +34,12 @@ def training_rows(layout: Layout, sizes: Sizes, plan: Plan) -> list[Row]:
     """Compare one layout's training step with its peer's."""
     pairs = run_ranks(layout.world, compare, layout, sizes, plan, timeout=TIMEOUT_S)[0]
     return [timed_row(f"training step, {layout.name}", layout.peer, pairs)]
+
+
+def precision_rows(layout: Layout, sizes: Sizes, plan: Plan) -> list[Row]:
+    """Compare bf16 with fp32."""
+    pairs = run_ranks(layout.world, compare_precisions, layout, sizes, plan, timeout=TIMEOUT_S)[0]
+    return [timed_row(f"training step in bf16 with fp32 masters, {layout.name}", "Trimaran in fp32", pairs)]
 
 
 def products_rows(layout: Layout, sizes: Sizes) -> list[Row]:
@@ -67,6 +77,8 @@ def measurements(sizes: Sizes, plan: Plan, documents: int) -> Mapping[str, Calla
     compared = layouts(sizes.samples)
     one = compared[0]
     return {layout.key: partial(training_rows, layout, sizes, plan) for layout in compared} | {
+        "bf16": partial(precision_rows, one, sizes, plan),
+        "memory": partial(memory_rows, one, sizes),
         "products": partial(products_rows, one, sizes),
         "save": partial(save_rows, one, sizes, plan),
         "start": partial(start_rows, documents, sizes, plan),
@@ -82,24 +94,30 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table there")
     args = parser.parse_args()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch.profiler prints its internal events otherwise
-    if args.quick:
-        known = measurements(QUICK, Plan(warmup=1, pairs=2, steps=1), 10**5)
-    else:
-        known = measurements(FULL, Plan(warmup=1, pairs=args.pairs, steps=args.steps), 10**8)
-    unknown = set(args.only or ()) - set(known)
+    plan = Plan(warmup=1, pairs=2, steps=1) if args.quick else Plan(warmup=1, pairs=args.pairs, steps=args.steps)
+    known = measurements(QUICK, plan, 10**5) if args.quick else measurements(FULL, plan, 10**8)
+    unknown = set(args.only or ()) - set(known) - {KERNELS}
     if unknown:
-        parser.error(f"--only {', '.join(sorted(unknown))} is unknown; choose from: {', '.join(known)}")
-    console, rows = Console(), list[Row]()
+        parser.error(f"--only {', '.join(sorted(unknown))} is unknown; choose from: {', '.join((*known, KERNELS))}")
+    wanted = args.only or (*known, KERNELS)
+    console, rows, tables = Console(), list[Row](), list[str]()
     title = machine() + (", --quick: no measurement" if args.quick else "")
-    for name in args.only or known:
+    for name in (name for name in known if name in wanted):
         with console.status(name):
             found = known[name]()
         for row in found:
             console.print(*row.cells, sep="  ", highlight=False)
         rows += found
-    show(title, rows, console)
+    if rows:
+        show(title, COLUMNS, rows, console)
+        tables.append(to_markdown(title, COLUMNS, rows))
+    if KERNELS in wanted:
+        with console.status(KERNELS):
+            found = kernel_rows(plan)
+        show(title, KERNEL_COLUMNS, found, console)
+        tables.append(to_markdown(title, KERNEL_COLUMNS, found))
     if args.markdown:
-        args.markdown.write_text(to_markdown(title, rows))
+        args.markdown.write_text("\n".join(tables))
 
 
 if __name__ == "__main__":

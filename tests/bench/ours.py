@@ -21,8 +21,11 @@ from tests.bench.sizes import BETAS, CLIP, EPS, LEARNING_RATE, WEIGHT_DECAY, Siz
 class Trimaran:
     """A stepper with given weights on `parallel` (fields of ParallelConfig), `micro_batch` samples per pass."""
 
-    def __init__(self, sizes: Sizes, weights: dict[str, Tensor], parallel: dict[str, Any], micro_batch: int) -> None:
+    def __init__(
+        self, sizes: Sizes, weights: dict[str, Tensor], parallel: dict[str, Any], micro_batch: int, dtype: str = "fp32"
+    ) -> None:
         config = make_config(sizes, parallel, micro_batch)
+        config.precision.dtype = dtype
         backend.select(config.ops.backend)
         tp, pp = config.parallel.tp, config.parallel.pp
         device = Device(torch.device("cpu"), "gloo")

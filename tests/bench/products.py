@@ -11,13 +11,13 @@ from tests.bench.sizes import Sizes, draw_window
 from tests.bench.training import Layout, Side, make_sides
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
-ATTENTION = "aten::_scaled_dot_product_"
+ATTENTION = ("aten::_scaled_dot_product_", "trimaran::attention")
 WARMUP, PROFILED = 2, 3
 
 
 @dataclass(frozen=True)
 class Share:
-    """Parts of a step's time: `products` in mm, addmm and bmm, `attention` in SDPA forward and backward."""
+    """Parts of a step's time: `products` in mm, addmm and bmm, `attention` in its kernels."""
 
     products: float
     attention: float

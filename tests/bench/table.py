@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,19 +13,11 @@ from rich.table import Table
 COLUMNS = ("measured", "against", "Trimaran", "the other", "ratio (min to max)")
 
 
-@dataclass(frozen=True)
 class Row:
-    """One line: ours and theirs with units; `ratio` above 1 means that Trimaran does better."""
+    """One line of a table: what was measured, then numbers with units; ratios above 1 mean that Trimaran is better."""
 
-    what: str
-    peer: str
-    ours: str
-    theirs: str
-    ratio: str
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        return self.what, self.peer, self.ours, self.theirs, self.ratio
+    def __init__(self, *cells: str) -> None:
+        self.cells = cells
 
 
 def seconds(value: float) -> str:
@@ -56,19 +47,20 @@ def processor() -> str:
     return os.uname().machine
 
 
-def show(title: str, rows: Sequence[Row], console: Console) -> None:
+def show(title: str, columns: Sequence[str], rows: Sequence[Row], console: Console) -> None:
     """Print a rich table."""
     table = Table(title=title, title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("measured", "against") else "right")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 or column == "against" else "right")
     for row in rows:
         table.add_row(*row.cells)
     console.print(table)
 
 
-def to_markdown(title: str, rows: Sequence[Row]) -> str:
+def to_markdown(title: str, columns: Sequence[str], rows: Sequence[Row]) -> str:
     """Return the table as Markdown, ready for the README."""
-    lines = [f"Measured on {title}.", "", _line(COLUMNS), _line(["---", "---", "---:", "---:", "---:"])]
+    sides = ["---" if number == 0 or column == "against" else "---:" for number, column in enumerate(columns)]
+    lines = [f"Measured on {title}.", "", _line(columns), _line(sides)]
     return "\n".join([*lines, *(_line(row.cells) for row in rows)]) + "\n"
 
 

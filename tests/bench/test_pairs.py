@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bench.pairs import Pairs, Plan, measure
-from tests.bench.table import Row, seconds, spread, to_markdown
+from tests.bench.table import COLUMNS, Row, seconds, spread, to_markdown
 
 
 def test_samples_alternate_between_barriers_after_the_warm_up() -> None:
@@ -42,7 +42,7 @@ def test_durations_have_fitting_units(value: float, text: str) -> None:
 
 def test_markdown_has_one_line_of_equal_width_per_row() -> None:
     row = Row("step", "torch", "1 s", "2 s", spread([1.5, 2.0, 2.5], 2.0))
-    text = to_markdown("a machine", [row, row])
+    text = to_markdown("a machine", COLUMNS, [row, row])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {6}

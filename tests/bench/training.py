@@ -45,6 +45,7 @@ class Layout:
     threads: int
     micro_batch: int
     parallel: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
 
 def layouts(samples: int) -> list[Layout]:
@@ -52,6 +53,7 @@ def layouts(samples: int) -> list[Layout]:
     sequence = {"tp": 2, "sequence_parallel": True}
     return [
         Layout("one", "1 rank", "nn.Module, SDPA, fused AdamW", 1, 2, samples),
+        Layout("compile", "1 rank, compiled peer", "torch.compile, fused AdamW", 1, 2, samples, compiled=True),
         Layout("tp", "tp=2", "DTensor, loss_parallel", 2, 1, samples, {"tp": 2}),
         Layout("sp", "tp=2 with sequence parallelism", "DTensor, SequenceParallel", 2, 1, samples, sequence),
         Layout("pp", f"pp=2, {samples} micro-batches", "pipelining.Schedule1F1B", 2, 1, 1, {"pp": 2}),
@@ -61,16 +63,29 @@ def layouts(samples: int) -> list[Layout]:
 
 def make_sides(layout: Layout, sizes: Sizes) -> tuple[Side, Side]:
     """Build Trimaran and its peer with equal weights on this rank."""
+    return make_side(layout, sizes, is_ours=True), make_side(layout, sizes, is_ours=False)
+
+
+def make_side(layout: Layout, sizes: Sizes, *, is_ours: bool, dtype: str = "fp32") -> Side:
+    """Build one side; `dtype` is Trimaran's `precision.dtype`."""
     weights = draw_weights(sizes)
-    ours = Trimaran(sizes, weights, layout.parallel, layout.micro_batch)
+    if is_ours:
+        return Trimaran(sizes, weights, layout.parallel, layout.micro_batch, dtype)
     if layout.world == 1:
-        return ours, OneRank(sizes, weights)
+        return OneRank(sizes, weights, compiled=layout.compiled)
     if "tp" in layout.parallel:
         sequence_parallel = layout.parallel.get("sequence_parallel", False)
-        return ours, TensorParallelPeer(sizes, weights, sequence_parallel=sequence_parallel)
+        return TensorParallelPeer(sizes, weights, sequence_parallel=sequence_parallel)
     if "pp" in layout.parallel:
-        return ours, PipelinePeer(sizes, weights, split_layers(sizes.layers, layout.world, None, 0.0, sizes.head_cost))
-    return ours, Replicas(sizes, weights)
+        return PipelinePeer(sizes, weights, split_layers(sizes.layers, layout.world, None, 0.0, sizes.head_cost))
+    return Replicas(sizes, weights)
+
+
+def compare_precisions(rank: int, world: int, layout: Layout, sizes: Sizes, plan: Plan) -> Pairs:
+    """Body of a rank: time Trimaran in bf16 with fp32 masters against Trimaran in fp32."""
+    torch.set_num_threads(layout.threads)
+    half, single = (make_side(layout, sizes, is_ours=True, dtype=dtype) for dtype in ("bf16", "fp32"))
+    return measure(stepper(half, sizes), stepper(single, sizes), plan, dist.barrier)
 
 
 def compare(rank: int, world: int, layout: Layout, sizes: Sizes, plan: Plan) -> Pairs:

@@ -65,6 +65,13 @@ def test_overrides_win_over_experiment_wins_over_groups() -> None:
     assert (config.optim.lr, config.parallel.tp, config.data.paths) == (1.0, 1, ["a", [0.5, "b"]])
 
 
+def test_keys_of_a_mapping_are_the_users_own(capsys: pytest.CaptureFixture[str]) -> None:
+    together = compose("ops.overrides={rms_norm: reference, rope: cpu}").ops.overrides
+    assert together == compose("ops.overrides.rms_norm=reference", "+ops.overrides.rope=cpu").ops.overrides
+    assert together == {"rms_norm": "reference", "rope": "cpu"}
+    assert "Cannot assign int to Dict[str, str]" in refuse(capsys, "ops.overrides=3")
+
+
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 

@@ -15,9 +15,10 @@ from engine.ops.activation import swiglu
 from engine.ops.adamw import adamw_, sum_of_squares
 from engine.ops.attention import attention
 from engine.ops.cross_entropy import ce_grad_, ce_stats
+from engine.ops.dropout import add_dropout, dropout
 from engine.ops.key_ranges import KeyRanges
 from engine.ops.norm import rms_norm
-from engine.ops.philox import dropout, fill_normal_
+from engine.ops.philox import fill_normal_
 from engine.ops.rope import rope, rope_tables
 from engine.ops.softmax import masked_softmax
 from tests.fake_cuda import run_fake_cuda
@@ -37,6 +38,11 @@ def _rope() -> Any:
 
 def _dropout() -> Any:
     return dropout(torch.ones(2, 3, 8), 0.1, 2**63 + 1, torch.ones(2, 3, dtype=torch.int64), 8)
+
+
+def _add_dropout() -> Any:
+    x, rows = torch.ones(2, 3, 8), torch.ones(2, 3, dtype=torch.int64)
+    return add_dropout(x, x, 0.1, 7, rows, 8, bias_f=torch.ones(8))
 
 
 def _cross_entropy() -> Any:
@@ -67,7 +73,7 @@ def _normal() -> Any:
     return fill_normal_(torch.ones(4, 5), 7, (8, 5), (2, 0), 1.0)
 
 
-CALLS = [_swiglu, _rms_norm, _rope, _dropout, _cross_entropy, _adamw, _attention, _softmax, _normal]
+CALLS = [_swiglu, _rms_norm, _rope, _dropout, _add_dropout, _cross_entropy, _adamw, _attention, _softmax, _normal]
 
 
 def outline(tensors: Any, device: str = "cpu") -> list[Any]:

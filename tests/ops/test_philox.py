@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.ops import backend, philox
-from engine.ops.philox import dropout, fill_normal_, make_key, normal, philox4x32, random_bits, uniform
+from engine.ops.philox import fill_normal_, make_key, normal, philox4x32, random_bits, uniform
 
 # Random123's kat_vectors, philox 4x32, 10 rounds: counter, key (low word first), result
 KNOWN = [
@@ -90,35 +90,3 @@ def test_compiled_normals_are_bitwise_the_reference(n: int, m: int, dtype: torch
         drawn.append(fill_normal_(torch.empty(m, n, dtype=dtype), 2**63 + 5, (m + 7, n + 2), (3, 1), 0.7, 0.25))
     backend.select("auto")
     assert torch.equal(*drawn)
-
-
-@compiled
-@given(rows=st.integers(1, 5), width=st.sampled_from([1, 4, 7, 300]), column=st.integers(0, 5), p=st.floats(0.05, 0.9))
-@settings(max_examples=25, deadline=None)
-def test_dropout_drops_by_address_on_every_backend(rows: int, width: int, column: int, p: float) -> None:
-    address = torch.arange(rows) * 11 + 2
-    x = torch.linspace(1, 2, rows * width).view(rows, width)
-    key = make_key(9, "drop")
-    results = []
-    for name in ("cpu", "reference"):
-        backend.select(name)
-        leaf = x.clone().requires_grad_()
-        y = dropout(leaf, p, key, address, width + column, column)
-        y.sum().backward()
-        assert leaf.grad is not None
-        results.append((y.detach(), leaf.grad))
-    backend.select("auto")
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-    kept = random_bits(key, address[:, None] * (width + column) + torch.arange(width) + column) >= int(p * 2**32)
-    assert torch.equal(results[0][0] != 0, kept)
-    torch.testing.assert_close(results[0][1], kept / (1 - p), rtol=1e-6, atol=0)
-
-
-def test_dropout_rate_and_independence_of_sites() -> None:
-    x, rows = torch.ones(500, 400), torch.arange(500)
-    first = dropout(x, 0.3, make_key(0, "a"), rows, 400) == 0
-    second = dropout(x, 0.3, make_key(0, "b"), rows, 400) == 0
-    assert first.float().mean().item() == pytest.approx(0.3, abs=0.005)
-    assert (first & second).float().mean().item() == pytest.approx(0.09, abs=0.005)
-    assert dropout(x, 0.0, 1, rows, 400) is x

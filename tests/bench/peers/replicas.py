@@ -14,9 +14,11 @@ from tests.bench.sizes import CLIP, Sizes
 class OneRank:
     """The whole model on this rank."""
 
-    def __init__(self, sizes: Sizes, weights: dict[str, Tensor]) -> None:
+    def __init__(self, sizes: Sizes, weights: dict[str, Tensor], *, compiled: bool = False) -> None:
         self.model: nn.Module = Llama(sizes, weights)
         self.optimizer = make_optimizer(self.model.parameters())
+        if compiled:
+            self.model.compile()
 
     def step(self, window: Tensor) -> tuple[float, float]:
         """Train on a global batch; return its mean loss and the gradient's norm before clipping."""

@@ -46,9 +46,11 @@ def headers() -> Path:
     return include
 
 
-def run(command: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a compiler or a program that it made; the caller looks at the exit code."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+def run(
+    command: list[str], timeout: float = 240, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a compiler or what it made; the caller looks at the exit code."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd)
 
 
 class EmulationError(AssertionError):
@@ -77,7 +79,8 @@ class Emulated:
 
 def _to_c(value: Argument) -> object:
     if isinstance(value, Tensor):
-        assert value.is_contiguous() and value.device.type == "cpu"
+        assert value.is_contiguous()
+        assert value.device.type == "cpu"
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, int):
         return ctypes.c_int64(value)
@@ -98,28 +101,25 @@ class HostBuild:
 
     def library(self, *sources: Path, entries: str = "", flags: Sequence[str] = ()) -> Emulated:
         """Load a library of .cu `sources` and `entries`, the text of C functions that call them."""
-        sanitize = os.environ.get(SANITIZE)
-        return Emulated(self._link(sources, entries, [*flags, *(sanitizer_flags(sanitize) if sanitize else [])], True))
+        names = os.environ.get(SANITIZE)
+        sanitize = sanitizer_flags(names) if names else []
+        return Emulated(self.link(*sources, entries=entries, flags=[*flags, *sanitize]))
 
-    def program(self, *sources: Path, entries: str, flags: Sequence[str] = ()) -> Path:
-        """Link an executable; `entries` holds main()."""
-        return self._link(sources, entries, list(flags), False)
-
-    def _link(self, sources: Sequence[Path], entries: str, flags: list[str], shared: bool) -> Path:
+    def link(self, *sources: Path, entries: str = "", flags: Sequence[str] = ()) -> Path:
+        """Make that library, but don't load it."""
         self._count += 1
-        output = self._folder / f"build{self._count}"
+        output = self._folder / f"build{self._count}.so"
         if entries:
             text = output.with_suffix(".cu")
             text.write_text(entries)
-            sources = [*sources, text]
+            sources = (*sources, text)
         with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(lambda source: self._object(source, flags), sources))
-        linker = ["g++", *flags, *(["-shared"] if shared else []), *map(str, objects), "-o", str(output)]
-        linked = run(linker)
+            objects = list(pool.map(lambda source: str(self._object(source, flags)), sources))
+        linked = run(["g++", *flags, "-shared", *objects, "-o", str(output)])
         assert linked.returncode == 0, linked.stderr
         return output
 
-    def _object(self, source: Path, flags: list[str]) -> Path:
+    def _object(self, source: Path, flags: Sequence[str]) -> Path:
         key = (str(source), *flags)
         if key not in self._objects:
             target = self._folder / f"{source.stem}-{abs(hash(key)):x}.o"

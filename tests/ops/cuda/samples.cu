@@ -25,7 +25,7 @@ enum Bug : int64_t {
 __global__ void sum_rows(Bug bug, const float* x, float* y, int64_t rows, int64_t width) {
   TRIMARAN_SHARED(float, partial, 32);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = (blockDim.x + 31) / 32;
-  const int lanes = min(32, static_cast<int>(blockDim.x) - warp * 32);
+  const int after = static_cast<int>(blockDim.x) - warp * 32, lanes = after < 32 ? after : 32;
   const unsigned mask = __ballot_sync(0xffffffffu, 1);
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     float sum = 0;
@@ -104,14 +104,28 @@ __global__ void exchange(const T* from, T* to) {
   tell(static_cast<T>(__all_sync(half, lane % 2 == 0)));
 }
 
-// What shared memory holds before it is written, and after.
-__global__ void leave_unwritten(float* reals, int* integers) {
+// What a block finds in shared memory before it writes there.
+__global__ void find_unwritten(float* reals, int* integers) {
   TRIMARAN_SHARED(float, real, 2);
   TRIMARAN_SHARED(int, integer, 2);
   reals[blockIdx.x] = real[1];
   integers[blockIdx.x] = integer[1];
-  real[1] = real[1] * 0.0f;
-  integer[1] = static_cast<int>(fmaxf(real[1], 7.0f)) + static_cast<int>(real[0]);
+  real[1] = 1.0f;
+  integer[1] = 1;
+}
+
+// y = 6 x, for ways to write down shared elements that must mean what they mean for a plain array.
+__global__ void use_elements(const float* x, float* y) {
+  TRIMARAN_SHARED(float, element, 64);
+  const unsigned i = threadIdx.x;
+  element[i] = x[i];
+  element[i + 32u] = element[i];
+  element[i + 32u] *= 3;
+  element[i] += element[static_cast<int64_t>(i)];
+  const float twice = i < 100 ? element[i] : 0.0f;
+  double sum = static_cast<double>(element[i]) + 0 * element[i + 32];
+  sum += fmaxf(element[i + 32], -INFINITY) - element[i + 32] * 1.0f;
+  y[i] = i % 2 == 0 ? twice + element[i] + static_cast<float>(sum) : 2.0f * element[i + 32];
 }
 
 // Linear numbers of all threads of a grid of three dimensions.
@@ -127,5 +141,25 @@ __global__ void number(int* to) {
 extern "C" {
 int sum_rows(Bug bug, const float* x, float* y, int64_t rows, int64_t width, int64_t blocks, int64_t threads) {
   return launch(sum_rows, dim3(blocks), dim3(threads), nullptr, bug, x, y, rows, width);
+}
+int sum_by_halves(Bug bug, const double* x, double* y, int64_t blocks, int64_t threads) {
+  return launch(sum_by_halves, dim3(blocks), dim3(threads), nullptr, bug, x, y);
+}
+int count(const double* x, int64_t n, int* counter, float* single, double* sum, int* order) {
+  return launch(count, n, nullptr, x, n, counter, single, sum, order);
+}
+int exchange_float32(const float* from, float* to) { return launch(exchange<float>, 1, 32, nullptr, from, to); }
+int exchange_float64(const double* from, double* to) { return launch(exchange<double>, 1, 32, nullptr, from, to); }
+int exchange_int32(const int* from, int* to) { return launch(exchange<int>, 1, 32, nullptr, from, to); }
+int exchange_uint32(const unsigned* from, unsigned* to) {
+  return launch(exchange<unsigned>, 1, 32, nullptr, from, to);
+}
+int exchange_int64(const int64_t* from, int64_t* to) { return launch(exchange<int64_t>, 1, 32, nullptr, from, to); }
+int find_unwritten(float* reals, int* integers, int64_t blocks) {
+  return launch(find_unwritten, dim3(blocks), 1, nullptr, reals, integers);
+}
+int use_elements(const float* x, float* y) { return launch(use_elements, 1, 32, nullptr, x, y); }
+int number(int* to, const int64_t* sizes) {
+  return launch(number, dim3(sizes[0], sizes[1], sizes[2]), dim3(sizes[3], sizes[4], sizes[5]), nullptr, to);
 }
 }

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.ops import backend
-from engine.ops.philox import dropout, fill_normal_, make_key
+from engine.ops.dropout import dropout
+from engine.ops.philox import fill_normal_, make_key
 from tests.ops.cuda.build import CSRC, Emulated, HostBuild
 
 ENTRIES = """
@@ -29,10 +30,13 @@ template <typename T> int drop(const void* x, void* y, uint64_t key, const int64
                       static_cast<uint32_t>(n[4]), scale, nullptr);
 }
 extern "C" {
-int fill_float32(float* o, uint64_t k, int64_t d, const int64_t* n, double s, double m) { return fill(o, k, d, n, s, m); }
-int fill_float64(double* o, uint64_t k, int64_t d, const int64_t* n, double s, double m) { return fill(o, k, d, n, s, m); }
+#define FILL(NAME, T)                                                                                        \\
+  int fill_##NAME(T* out, uint64_t key, int64_t dims, const int64_t* n, double std, double mean) {           \\
+    return fill(out, key, dims, n, std, mean);                                                               \\
+  }
+FILL(float32, float) FILL(float64, double)
 #define DROP(NAME, T)                                                                                        \\
-  int drop_##NAME(const void* x, void* y, uint64_t k, const int64_t* a, const int64_t* n, double s) { \\
+  int drop_##NAME(const void* x, void* y, uint64_t k, const int64_t* a, const int64_t* n, double s) {        \\
     return drop<T>(x, y, k, a, n, s);                                                                        \\
   }
 DROP(float32, float) DROP(float64, double) DROP(float16, __half) DROP(bfloat16, __nv_bfloat16)

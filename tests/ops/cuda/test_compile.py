@@ -1,0 +1,119 @@
+"""nvcc compiles the CUDA sources for data-centre GPUs and ptxas says what a thread of each kernel takes; a C++ compiler
+checks the binding to torch."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.ops.cuda.build import CSRC, INCLUDE, SOURCES, headers, run, toolkit
+
+ARCHITECTURES = (80, 90, 100)
+TARGETS = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+PTX = f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}"  # for what comes after them
+REGISTERS = 64  # of a thread: 1024 threads fit on a multiprocessor
+MORE_REGISTERS: dict[str, int] = {}  # kernel's name: its own budget, for those that are worth fewer threads
+
+
+class Use(NamedTuple):
+    """What ptxas says of a kernel on one architecture."""
+
+    kernel: str
+    architecture: int
+    registers: int
+    spilled: int  # bytes stored and loaded
+
+
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\d+)a?'.*?"
+    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+
+
+def uses(verbose: str) -> list[Use]:
+    """Read the output of ptxas -v."""
+    found = list(ENTRY.finditer(verbose))
+    demangled = run(["c++filt", *(entry["name"] for entry in found)]).stdout.splitlines() if found else []
+    names = [re.sub(r"^.*?(\w+)(<.*)?\(.*$", r"\1", name.replace("(anonymous namespace)", "")) for name in demangled]
+    return [
+        Use(name, int(e["architecture"]), int(e["registers"]), int(e["stores"]) + int(e["loads"]))
+        for name, e in zip(names, found, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Future[subprocess.CompletedProcess[str]]]:
+    """All sources in the hands of nvcc, two at a time."""
+    toolkit()
+    folder = tmp_path_factory.mktemp("nvcc")
+    flags = ["-std=c++17", "-O3", "-fmad=false", "-Xptxas", "-v", *INCLUDE, *TARGETS, PTX]
+    compile_one = functools.partial(run, timeout=280)
+    pool = ThreadPoolExecutor(2)
+    done = {
+        source: pool.submit(compile_one, ["nvcc", *flags, "-c", str(source), "-o", str(folder / f"{source.stem}.o")])
+        for source in SOURCES
+    }
+    pool.shutdown(wait=False)
+    return done
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_kernels_keep_to_their_registers(
+    compiled: dict[Path, Future[subprocess.CompletedProcess[str]]], source: Path
+) -> None:
+    done = compiled[source].result()
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr, done.stderr
+    used = uses(done.stderr)
+    assert {use.architecture for use in used} == set(ARCHITECTURES)
+    written = set(re.findall(r"__global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(", source.read_text()))
+    assert written <= {use.kernel for use in used}, "a kernel that no one launches"
+    too_many = [use for use in used if use.spilled > 0 or use.registers > MORE_REGISTERS.get(use.kernel, REGISTERS)]
+    assert not too_many, "\n".join(map(str, too_many))
+
+
+def test_budgets_are_of_kernels_that_exist() -> None:
+    written = "".join(path.read_text() for path in (CSRC / "cuda").glob("*.cu*"))
+    assert [kernel for kernel in MORE_REGISTERS if not re.search(rf"\b{kernel}\(", written)] == []
+    assert all(REGISTERS < budget <= 255 for budget in MORE_REGISTERS.values())
+
+
+def test_spills_are_seen(tmp_path: Path) -> None:
+    """A kernel that needs more registers than it may have, and what is said of it."""
+    toolkit()
+    lines = " ".join(f"const double x{i} = sin(x[{i} * n]);" for i in range(48))
+    sums = " ".join(f"y[{i} * n] = x{i} * x{(i + 7) % 48};" for i in range(48))
+    source = tmp_path / "greedy.cu"
+    source.write_text(
+        "__global__ void __launch_bounds__(1024, 2) "
+        f"greedy(const double* __restrict__ x, double* __restrict__ y, int n) {{ {lines} {sums} }}\n"
+    )
+    flags = ["-arch=sm_90", "-Xptxas", "-v", "-c", str(source), "-o", str(tmp_path / "greedy.o")]
+    done = run(["nvcc", *flags])
+    assert done.returncode == 0, done.stderr
+    (use,) = uses(done.stderr)
+    assert use.kernel == "greedy"
+    assert use.architecture == 90
+    assert 0 < use.registers <= 32
+    assert use.spilled > 0
+
+
+def test_torch_binding_is_valid(tmp_path: Path) -> None:
+    """A torch without CUDA has all headers that the binding needs, but one that its build would have written."""
+    include, torch_include = headers(), Path(torch.__file__).parent / "include"
+    if not (torch_include / "c10/cuda/impl/cuda_cmake_macros.h").exists():
+        stub = tmp_path / "c10/cuda/impl/cuda_cmake_macros.h"
+        stub.parent.mkdir(parents=True)
+        stub.write_text("#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
+    folders = [arg for folder in (tmp_path, torch_include, include) for arg in ("-isystem", str(folder))]
+    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *folders, "-I", str(CSRC / "include")]
+    done = run(["g++", *flags, str(CSRC / "cuda" / "bindings.cpp")])
+    assert done.returncode == 0, done.stderr
