@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "wide.h"
 
 namespace trimaran {
 
@@ -13,18 +14,6 @@ struct BFloat16 {
   uint16_t bits;
 };
 using Half = _Float16;
-
-// The type to compute in: double for double, float for everything else.
-template <typename T>
-struct WideOf {
-  using type = float;
-};
-template <>
-struct WideOf<double> {
-  using type = double;
-};
-template <typename T>
-using Wide = typename WideOf<T>::type;
 
 TRIMARAN_INLINE float widen(float x) { return x; }
 TRIMARAN_INLINE double widen(double x) { return x; }
