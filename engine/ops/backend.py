@@ -25,13 +25,14 @@ _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]
     "attention": (_ALL, (), "attention"),
     "cross_entropy": (_WIDE, (), "ce_stats"),
     "dropout": (_WIDE, _ALL, "dropout"),
+    "layer_norm": (_ALL, (), "layer_norm"),
     "normal": (_WIDE, _WIDE, "fill_normal_"),
-    "rms_norm": (_WIDE, (), "rms_norm"),
+    "rms_norm": (_ALL, (), "rms_norm"),
     "rope": (_WIDE, (), "rope"),
     "softmax": (_ALL, (), "masked_softmax"),
     "swiglu": (_WIDE, (), "swiglu"),
 }
-OPS = (*_KERNELS, "gelu", "layer_norm")  # torch's own CPU kernels of the last ones are already fused
+OPS = (*_KERNELS, "gelu")  # torch's own CPU kernel of the last one is already fused
 _selected = "auto"
 
 
