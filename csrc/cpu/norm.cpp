@@ -14,49 +14,54 @@ TRIMARAN_INLINE const T* row_of(const NormForward<T>& n, int64_t row) {
   if (n.residual == nullptr) return x;
   const T* residual = n.residual + row * n.h;
   T* total = n.total + row * n.h;
+  const int64_t h = n.h;
 #pragma omp simd
-  for (int64_t i = 0; i < n.h; ++i) narrow(widen(x[i]) + widen(residual[i]), total[i]);
+  for (int64_t i = 0; i < h; ++i) narrow(widen(x[i]) + widen(residual[i]), total[i]);
   return total;
 }
 
 template <typename T>
 TRIMARAN_INLINE void rms_forward(const NormForward<T>& n, int64_t begin, int64_t end) {
   using W = Wide<T>;
+  const int64_t h = n.h;
+  const T* weight = n.weight;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = row_of(n, row);
-    T* y = n.y + row * n.h;
+    T* y = n.y + row * h;
     W squares = 0;
 #pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n.h; ++i) squares += widen(x[i]) * widen(x[i]);
-    const W rstd = W(1) / std::sqrt(squares / W(n.h) + W(n.eps));
+    for (int64_t i = 0; i < h; ++i) squares += widen(x[i]) * widen(x[i]);
+    const W rstd = W(1) / std::sqrt(squares / W(h) + W(n.eps));
     n.rstd[row] = rstd;
 #pragma omp simd
-    for (int64_t i = 0; i < n.h; ++i) narrow(widen(x[i]) * rstd * widen(n.weight[i]), y[i]);
+    for (int64_t i = 0; i < h; ++i) narrow(widen(x[i]) * rstd * widen(weight[i]), y[i]);
   }
 }
 
 template <typename T>
 TRIMARAN_INLINE void layer_forward(const NormForward<T>& n, int64_t begin, int64_t end) {
   using W = Wide<T>;
+  const int64_t h = n.h;
+  const T *weight = n.weight, *bias = n.bias;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = row_of(n, row);
-    T* y = n.y + row * n.h;
+    T* y = n.y + row * h;
     W sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n.h; ++i) sum += widen(x[i]);
-    const W mean = sum / W(n.h);
+    for (int64_t i = 0; i < h; ++i) sum += widen(x[i]);
+    const W mean = sum / W(h);
 #pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n.h; ++i) squares += (widen(x[i]) - mean) * (widen(x[i]) - mean);
-    const W rstd = W(1) / std::sqrt(squares / W(n.h) + W(n.eps));
+    for (int64_t i = 0; i < h; ++i) squares += (widen(x[i]) - mean) * (widen(x[i]) - mean);
+    const W rstd = W(1) / std::sqrt(squares / W(h) + W(n.eps));
     n.mean[row] = mean;
     n.rstd[row] = rstd;
-    if (n.bias == nullptr) {
+    if (bias == nullptr) {
 #pragma omp simd
-      for (int64_t i = 0; i < n.h; ++i) narrow((widen(x[i]) - mean) * rstd * widen(n.weight[i]), y[i]);
+      for (int64_t i = 0; i < h; ++i) narrow((widen(x[i]) - mean) * rstd * widen(weight[i]), y[i]);
     } else {
 #pragma omp simd
-      for (int64_t i = 0; i < n.h; ++i)
-        narrow((widen(x[i]) - mean) * rstd * widen(n.weight[i]) + widen(n.bias[i]), y[i]);
+      for (int64_t i = 0; i < h; ++i)
+        narrow((widen(x[i]) - mean) * rstd * widen(weight[i]) + widen(bias[i]), y[i]);
     }
   }
 }
@@ -64,20 +69,22 @@ TRIMARAN_INLINE void layer_forward(const NormForward<T>& n, int64_t begin, int64
 template <bool kHasTotal, typename T>
 TRIMARAN_INLINE void rms_backward(const NormBackward<T>& n, Wide<T>* dweight, int64_t begin, int64_t end) {
   using W = Wide<T>;
-  for (int64_t i = 0; i < n.h; ++i) dweight[i] = 0;
+  const int64_t h = n.h;
+  const T* weight = n.weight;
+  for (int64_t i = 0; i < h; ++i) dweight[i] = 0;
   for (int64_t row = begin; row < end; ++row) {
-    const T *dy = n.dy + row * n.h, *x = n.x + row * n.h, *dtotal = n.dtotal + (kHasTotal ? row * n.h : 0);
-    T* dx = n.dx + row * n.h;
+    const T *dy = n.dy + row * h, *x = n.x + row * h, *dtotal = n.dtotal + (kHasTotal ? row * h : 0);
+    T* dx = n.dx + row * h;
     const W rstd = n.rstd[row];
     W dot = 0;
 #pragma omp simd reduction(+ : dot)
-    for (int64_t i = 0; i < n.h; ++i) dot += widen(dy[i]) * widen(n.weight[i]) * widen(x[i]);
-    const W pull = dot * rstd * rstd / W(n.h);
+    for (int64_t i = 0; i < h; ++i) dot += widen(dy[i]) * widen(weight[i]) * widen(x[i]);
+    const W pull = dot * rstd * rstd / W(h);
 #pragma omp simd
-    for (int64_t i = 0; i < n.h; ++i) {
+    for (int64_t i = 0; i < h; ++i) {
       const W g = widen(dy[i]), wide = widen(x[i]);
       dweight[i] += g * wide * rstd;
-      const W back = rstd * (g * widen(n.weight[i]) - wide * pull);
+      const W back = rstd * (g * widen(weight[i]) - wide * pull);
       narrow(kHasTotal ? back + widen(dtotal[i]) : back, dx[i]);
     }
   }
@@ -87,25 +94,27 @@ template <bool kHasTotal, typename T>
 TRIMARAN_INLINE void layer_backward(const NormBackward<T>& n, Wide<T>* dweight, Wide<T>* dbias, int64_t begin,
                                     int64_t end) {
   using W = Wide<T>;
-  for (int64_t i = 0; i < n.h; ++i) dweight[i] = dbias[i] = 0;
+  const int64_t h = n.h;
+  const T* weight = n.weight;
+  for (int64_t i = 0; i < h; ++i) dweight[i] = dbias[i] = 0;
   for (int64_t row = begin; row < end; ++row) {
-    const T *dy = n.dy + row * n.h, *x = n.x + row * n.h, *dtotal = n.dtotal + (kHasTotal ? row * n.h : 0);
-    T* dx = n.dx + row * n.h;
+    const T *dy = n.dy + row * h, *x = n.x + row * h, *dtotal = n.dtotal + (kHasTotal ? row * h : 0);
+    T* dx = n.dx + row * h;
     const W mean = n.mean[row], rstd = n.rstd[row];
     W sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
-    for (int64_t i = 0; i < n.h; ++i) {
-      const W g = widen(dy[i]) * widen(n.weight[i]);
+    for (int64_t i = 0; i < h; ++i) {
+      const W g = widen(dy[i]) * widen(weight[i]);
       sum += g;
       dot += g * (widen(x[i]) - mean);
     }
-    const W push = sum / W(n.h), pull = dot * rstd / W(n.h);
+    const W push = sum / W(h), pull = dot * rstd / W(h);
 #pragma omp simd
-    for (int64_t i = 0; i < n.h; ++i) {
+    for (int64_t i = 0; i < h; ++i) {
       const W g = widen(dy[i]), normed = (widen(x[i]) - mean) * rstd;
       dweight[i] += g * normed;
       dbias[i] += g;
-      const W back = rstd * (g * widen(n.weight[i]) - push - normed * pull);
+      const W back = rstd * (g * widen(weight[i]) - push - normed * pull);
       narrow(kHasTotal ? back + widen(dtotal[i]) : back, dx[i]);
     }
   }

@@ -12,7 +12,9 @@ namespace trimaran {
 struct BFloat16 {
   uint16_t bits;
 };
-using Half = _Float16;
+struct Half {
+  uint16_t bits;
+};
 
 // The type to compute in: double for double, float for everything else.
 template <typename T>
@@ -37,19 +39,16 @@ TRIMARAN_INLINE float float_of(uint32_t bits) {
   return x;
 }
 
-// Halves are converted by integer arithmetic: compilers turn casts of _Float16 into scalar code, which would keep the
-// loop around them from being vectorised.
+// Halves are converted by integer arithmetic, because compilers keep loops over _Float16 scalar.
 TRIMARAN_INLINE float widen(float x) { return x; }
 TRIMARAN_INLINE double widen(double x) { return x; }
 TRIMARAN_INLINE float widen(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
 TRIMARAN_INLINE float widen(Half x) {
-  uint16_t half;
-  memcpy(&half, &x, sizeof half);
-  const uint32_t shifted = (half & 0x7fffu) << 13, exponent = shifted & (0x1fu << 23), rebias = 112u << 23;
+  const uint32_t shifted = (x.bits & 0x7fffu) << 13, exponent = shifted & (0x1fu << 23), rebias = 112u << 23;
   const uint32_t normal = shifted + rebias, special = normal + rebias;  // special: infinity and NaN
   const uint32_t subnormal = bits_of(float_of(normal + (1u << 23)) - float_of(rebias + (1u << 23)));
   const uint32_t magnitude = exponent == 0 ? subnormal : (exponent == 0x1fu << 23 ? special : normal);
-  return float_of(magnitude | (half & 0x8000u) << 16);
+  return float_of(magnitude | (x.bits & 0x8000u) << 16);
 }
 
 TRIMARAN_INLINE void narrow(float x, float& to) { to = x; }
@@ -62,8 +61,7 @@ TRIMARAN_INLINE void narrow(float x, Half& to) {
   const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);  // the addition rounds
   const uint32_t finite = magnitude < rebias + (1u << 23) ? subnormal : normal;
   const uint32_t half = magnitude > infinity ? 0x7e00u | (magnitude >> 13 & 0x3ffu) : finite;
-  const uint16_t stored = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
-  memcpy(&to, &stored, sizeof to);
+  to.bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
 }
 TRIMARAN_INLINE void narrow(float x, BFloat16& to) {
   const uint32_t bits = bits_of(x);
