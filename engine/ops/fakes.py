@@ -47,7 +47,8 @@ def _rms_norm_backward(
 def _layer_norm_backward(
     dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), *(x.new_empty(x.shape[-1:], dtype=_wide(x)) for _ in range(2))
+    dweight = x.new_empty(x.shape[-1:], dtype=_wide(x))
+    return torch.empty_like(x), dweight, torch.empty_like(dweight)
 
 
 @register_fake("trimaran::rope")

@@ -67,9 +67,7 @@ class _LayerNorm(torch.autograd.Function):
     """x, residual or None, weight, bias or None, eps -> y, or (y, total) where there is a residual."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
-    ) -> Any:
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> Any:
         ctx.set_materialize_grads(False)
         if backend.native("layer_norm", x):
             y, total, mean, rstd = torch.ops.trimaran.layer_norm(
@@ -77,9 +75,7 @@ class _LayerNorm(torch.autograd.Function):
             )
         else:
             total = x if residual is None else x + residual
-            y, mean, rstd = torch.native_layer_norm(
-                _wide(total), x.shape[-1:], _wide(weight), _wide_or_none(bias), eps
-            )
+            y, mean, rstd = torch.native_layer_norm(_wide(total), x.shape[-1:], _wide(weight), _wide_or_none(bias), eps)
             y = y.to(x.dtype)
         ctx.save_for_backward(x if residual is None else total, mean, rstd)
         ctx.weight, ctx.bias = weight, bias
