@@ -1,51 +1,166 @@
-#include "binding.h"
+#include "norm.h"
+
+#include "row_blocks.h"
 
 namespace {
 
-constexpr int64_t kBlockRows = 64;  // rows summed together into one partial weight gradient, whatever the threads
-
-std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  const int64_t h = x.size(-1);
-  TORCH_CHECK(x.is_contiguous() && weight.is_contiguous(), "rms_norm needs contiguous tensors");
-  TORCH_CHECK(weight.dim() == 1 && weight.size(0) == h, "rms_norm: weight has ", weight.numel(), " elements, rows ", h);
-  same(x, weight, "rms_norm: input and weight");
-  Tensor y = at::empty_like(x), rstd = at::empty(x.sizes().slice(0, x.dim() - 1), x.options());
-  DISPATCH(x, "rms_norm", [&] {
-    at::parallel_for(0, rstd.numel(), rows_grain(h), [&](int64_t begin, int64_t end) {
-      trimaran::rms_norm(x.const_data_ptr<scalar_t>(), weight.const_data_ptr<scalar_t>(), y.data_ptr<scalar_t>(),
-                         rstd.data_ptr<scalar_t>(), begin, end, h, eps);
-    });
-  });
-  return {y, rstd.unsqueeze(-1)};
+void check(const char* op, const Tensor& x, const Tensor& weight) {
+  TORCH_CHECK(x.dim() >= 1 && x.is_contiguous() && weight.is_contiguous(), op, " needs contiguous tensors");
+  TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1), op, ": weight has ", weight.numel(),
+              " elements, rows ", x.size(-1));
+  TORCH_CHECK(weight.scalar_type() == x.scalar_type(), op, ": input and weight must have one dtype, not ",
+              x.scalar_type(), " and ", weight.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                             const Tensor& rstd) {
-  const int64_t h = x.size(-1), rows = rstd.numel(), blocks = (rows + kBlockRows - 1) / kBlockRows;
-  TORCH_CHECK(dy.is_contiguous() && x.is_contiguous() && dy.sizes() == x.sizes(), "rms_norm_backward: bad gradient");
-  same(dy, x, "rms_norm_backward: gradient and input");
-  Tensor dx = at::empty_like(x), partial = at::empty({blocks, h}, x.options());
-  DISPATCH(x, "rms_norm_backward", [&] {
-    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        trimaran::rms_norm_backward(dy.const_data_ptr<scalar_t>(), x.const_data_ptr<scalar_t>(),
-                                    weight.const_data_ptr<scalar_t>(), rstd.const_data_ptr<scalar_t>(),
-                                    dx.data_ptr<scalar_t>(), partial.data_ptr<scalar_t>() + block * h,
-                                    block * kBlockRows, std::min(rows, (block + 1) * kBlockRows), h);
-      }
+void check_like(const char* op, const char* name, const OptionalTensor& like, const Tensor& x) {
+  if (!like.has_value()) return;
+  TORCH_CHECK(like->sizes() == x.sizes() && like->scalar_type() == x.scalar_type() && like->is_contiguous(), op, ": ",
+              name, " must be contiguous and have shape ", x.sizes(), " and dtype ", x.scalar_type(), ", not ",
+              like->sizes(), " and ", like->scalar_type());
+}
+
+Tensor row_statistic(const Tensor& x) {
+  auto shape = x.sizes().vec();
+  shape.back() = 1;
+  return at::empty(shape, x.options().dtype(wide(x)));
+}
+
+Tensor total_like(const Tensor& x, const OptionalTensor& residual) {
+  return residual.has_value() ? at::empty_like(x) : at::empty({0}, x.options());
+}
+
+std::tuple<Tensor, Tensor, Tensor> rms_norm(const Tensor& x, const OptionalTensor& residual, const Tensor& weight,
+                                            double eps) {
+  check("rms_norm", x, weight);
+  check_like("rms_norm", "residual", residual, x);
+  const int64_t h = x.size(-1);
+  Tensor y = at::empty_like(x), total = total_like(x, residual), rstd = row_statistic(x);
+  DISPATCH_ALL(x, "rms_norm", [&] {
+    using T = typename Stored<scalar_t>::type;
+    const trimaran::NormForward<T> norm{.x = input<scalar_t>(x),
+                                        .residual = optional_input<scalar_t>(residual),
+                                        .weight = input<scalar_t>(weight),
+                                        .bias = nullptr,
+                                        .y = output<scalar_t>(y),
+                                        .total = output<scalar_t>(total),
+                                        .mean = nullptr,
+                                        .rstd = rstd.data_ptr<trimaran::Wide<T>>(),
+                                        .h = h,
+                                        .eps = eps};
+    at::parallel_for(0, rstd.numel(), rows_grain(h),
+                     [&](int64_t begin, int64_t end) { trimaran::rms_norm(norm, begin, end); });
+  });
+  return {y, total, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const OptionalTensor& residual,
+                                                      const Tensor& weight, const OptionalTensor& bias, double eps) {
+  check("layer_norm", x, weight);
+  check_like("layer_norm", "residual", residual, x);
+  check_like("layer_norm", "bias", bias, weight);
+  const int64_t h = x.size(-1);
+  Tensor y = at::empty_like(x), total = total_like(x, residual), mean = row_statistic(x), rstd = row_statistic(x);
+  DISPATCH_ALL(x, "layer_norm", [&] {
+    using T = typename Stored<scalar_t>::type;
+    const trimaran::NormForward<T> norm{.x = input<scalar_t>(x),
+                                        .residual = optional_input<scalar_t>(residual),
+                                        .weight = input<scalar_t>(weight),
+                                        .bias = optional_input<scalar_t>(bias),
+                                        .y = output<scalar_t>(y),
+                                        .total = output<scalar_t>(total),
+                                        .mean = mean.data_ptr<trimaran::Wide<T>>(),
+                                        .rstd = rstd.data_ptr<trimaran::Wide<T>>(),
+                                        .h = h,
+                                        .eps = eps};
+    at::parallel_for(0, rstd.numel(), rows_grain(h),
+                     [&](int64_t begin, int64_t end) { trimaran::layer_norm(norm, begin, end); });
+  });
+  return {y, total, mean, rstd};
+}
+
+void check_backward(const char* op, const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
+                    const Tensor& weight) {
+  check(op, x, weight);
+  check_like(op, "gradient", dy, x);
+  check_like(op, "gradient of the sum", dtotal, x);
+}
+
+void check_statistic(const char* op, const Tensor& statistic, const Tensor& x) {
+  const int64_t rows = x.size(-1) == 0 ? statistic.numel() : x.numel() / x.size(-1);
+  TORCH_CHECK(statistic.numel() == rows && statistic.scalar_type() == wide(x) && statistic.is_contiguous(), op,
+              ": one ", wide(x), " number a row is needed");
+}
+
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
+                                             const Tensor& weight, const Tensor& rstd) {
+  check_backward("rms_norm_backward", dy, dtotal, x, weight);
+  check_statistic("rms_norm_backward", rstd, x);
+  const int64_t h = x.size(-1), rows = rstd.numel();
+  Tensor dx = at::empty_like(x), dweight = at::empty({row_blocks(rows), h}, rstd.options());
+  DISPATCH_ALL(x, "rms_norm_backward", [&] {
+    using T = typename Stored<scalar_t>::type;
+    using W = trimaran::Wide<T>;
+    const trimaran::NormBackward<T> norm{.dy = input<scalar_t>(dy),
+                                         .dtotal = optional_input<scalar_t>(dtotal),
+                                         .x = input<scalar_t>(x),
+                                         .weight = input<scalar_t>(weight),
+                                         .mean = nullptr,
+                                         .rstd = rstd.const_data_ptr<W>(),
+                                         .dx = output<scalar_t>(dx),
+                                         .h = h};
+    for_each_row_block(rows, h, [&](int64_t block, int64_t begin, int64_t end) {
+      trimaran::rms_norm_backward(norm, dweight.data_ptr<W>() + block * h, begin, end);
     });
   });
-  return {dx, partial.sum(0)};
+  return {dx, sum_blocks(dweight)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
+                                                       const Tensor& weight, const Tensor& mean, const Tensor& rstd) {
+  check_backward("layer_norm_backward", dy, dtotal, x, weight);
+  check_statistic("layer_norm_backward", mean, x);
+  check_statistic("layer_norm_backward", rstd, x);
+  const int64_t h = x.size(-1), rows = rstd.numel();
+  Tensor dx = at::empty_like(x), dweight = at::empty({row_blocks(rows), h}, rstd.options());
+  Tensor dbias = at::empty_like(dweight);
+  DISPATCH_ALL(x, "layer_norm_backward", [&] {
+    using T = typename Stored<scalar_t>::type;
+    using W = trimaran::Wide<T>;
+    const trimaran::NormBackward<T> norm{.dy = input<scalar_t>(dy),
+                                         .dtotal = optional_input<scalar_t>(dtotal),
+                                         .x = input<scalar_t>(x),
+                                         .weight = input<scalar_t>(weight),
+                                         .mean = mean.const_data_ptr<W>(),
+                                         .rstd = rstd.const_data_ptr<W>(),
+                                         .dx = output<scalar_t>(dx),
+                                         .h = h};
+    for_each_row_block(rows, h, [&](int64_t block, int64_t begin, int64_t end) {
+      trimaran::layer_norm_backward(norm, dweight.data_ptr<W>() + block * h, dbias.data_ptr<W>() + block * h, begin,
+                                    end);
+    });
+  });
+  return {dx, sum_blocks(dweight), sum_blocks(dbias)};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(trimaran, m) {
-  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
-  m.def("rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)");
+  // total is x + residual; it has no elements where there is no residual. Statistics: [..., 1], float32 or float64.
+  m.def("rms_norm(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor y, Tensor total, Tensor rstd)");
+  m.def(
+      "layer_norm(Tensor x, Tensor? residual, Tensor weight, Tensor? bias, float eps) "
+      "-> (Tensor y, Tensor total, Tensor mean, Tensor rstd)");
+  m.def(
+      "rms_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor weight, Tensor rstd) "
+      "-> (Tensor dx, Tensor dweight)");
+  m.def(
+      "layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor weight, Tensor mean, Tensor rstd) "
+      "-> (Tensor dx, Tensor dweight, Tensor dbias)");
 }
 
 TORCH_LIBRARY_IMPL(trimaran, CPU, m) {
   m.impl("rms_norm", &rms_norm);
+  m.impl("layer_norm", &layer_norm);
   m.impl("rms_norm_backward", &rms_norm_backward);
+  m.impl("layer_norm_backward", &layer_norm_backward);
 }

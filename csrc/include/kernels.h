@@ -15,16 +15,6 @@
 
 namespace trimaran {
 
-// y = x * rstd * w, rstd = 1 / sqrt(mean(x^2) + eps), rows [begin, end) of width h.
-void rms_norm(const float* x, const float* w, float* y, float* rstd, int64_t begin, int64_t end, int64_t h, double eps);
-void rms_norm(const double* x, const double* w, double* y, double* rstd, int64_t begin, int64_t end, int64_t h,
-              double eps);
-// dx, and dw (h numbers, overwritten) summed over the rows [begin, end).
-void rms_norm_backward(const float* dy, const float* x, const float* w, const float* rstd, float* dx, float* dw,
-                       int64_t begin, int64_t end, int64_t h);
-void rms_norm_backward(const double* dy, const double* x, const double* w, const double* rstd, double* dx, double* dw,
-                       int64_t begin, int64_t end, int64_t h);
-
 // Rotate the heads of tokens [begin, end): token t at x + t * stride_token, head n at + n * stride_head; y is
 // contiguous [tokens, heads, d]. cos and sin [., d/2] are row t (row t % period when positions repeat).
 void rope(const float* x, const float* cos, const float* sin, float* y, int64_t begin, int64_t end, int64_t heads,

@@ -12,14 +12,43 @@ from torch import Tensor
 from torch.library import register_fake
 
 
+def _row_statistic(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], 1), dtype=_wide(x))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _total(x: Tensor, residual: Tensor | None) -> Tensor:
+    return x.new_empty(0) if residual is None else torch.empty_like(x)
+
+
 @register_fake("trimaran::rms_norm")
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((*x.shape[:-1], 1))
+def _rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), _total(x, residual), _row_statistic(x)
+
+
+@register_fake("trimaran::layer_norm")
+def _layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), _total(x, residual), _row_statistic(x), _row_statistic(x)
 
 
 @register_fake("trimaran::rms_norm_backward")
-def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[-1:])
+def _rms_norm_backward(
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[-1:], dtype=_wide(x))
+
+
+@register_fake("trimaran::layer_norm_backward")
+def _layer_norm_backward(
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dweight = x.new_empty(x.shape[-1:], dtype=_wide(x))
+    return torch.empty_like(x), dweight, torch.empty_like(dweight)
 
 
 @register_fake("trimaran::rope")

@@ -18,8 +18,13 @@ from engine.ops.attention import attention
 from engine.ops.cross_entropy import ce_grad_, ce_stats
 from engine.ops.dropout import add_dropout, dropout
 from engine.ops.key_ranges import KeyRanges
+<<<<<<< HEAD
 from engine.ops.norm import rms_norm
 from engine.ops.philox import fill_normal_
+=======
+from engine.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from engine.ops.philox import dropout, fill_normal_
+>>>>>>> rowkernels
 from engine.ops.rope import rope, rope_tables
 from engine.ops.softmax import masked_softmax
 from tests.fake_cuda import run_fake_cuda
@@ -31,6 +36,18 @@ def _swiglu() -> Any:
 
 def _rms_norm() -> Any:
     return rms_norm(torch.ones(2, 3, 8), torch.ones(8), 1e-5)
+
+
+def _add_rms_norm() -> Any:
+    return add_rms_norm(torch.ones(2, 3, 8), torch.ones(2, 3, 8), torch.ones(8), 1e-5)
+
+
+def _layer_norm() -> Any:
+    return layer_norm(torch.ones(2, 3, 8), torch.ones(8), torch.ones(8), 1e-5)
+
+
+def _add_layer_norm() -> Any:
+    return add_layer_norm(torch.ones(2, 3, 8), torch.ones(2, 3, 8), torch.ones(8), torch.ones(8), 1e-5)
 
 
 def _rope() -> Any:
@@ -74,7 +91,14 @@ def _normal() -> Any:
     return fill_normal_(torch.ones(4, 5), 7, (8, 5), (2, 0), 1.0)
 
 
+<<<<<<< HEAD
 CALLS = [_swiglu, _rms_norm, _rope, _dropout, _add_dropout, _cross_entropy, _adamw, _attention, _softmax, _normal]
+=======
+CALLS = [
+    *(_swiglu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _dropout, _cross_entropy, _adamw),
+    *(_attention, _softmax, _normal),
+]
+>>>>>>> rowkernels
 
 
 def outline(tensors: Any, device: str = "cpu") -> list[Any]:
@@ -90,6 +114,24 @@ def outlines_on_cuda() -> list[Any]:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_shapes(call: Callable[[], Any], each_backend: str) -> None:
+    real = outline(call())
+    with FakeTensorMode():
+        assert outline(call()) == real
+
+
+def _norm_operators() -> Any:
+    x, w, ops = torch.ones(2, 3, 8, dtype=torch.bfloat16), torch.ones(8, dtype=torch.bfloat16), torch.ops.trimaran
+    y, total, rstd = ops.rms_norm(x, x, w, 1e-5)
+    z, _, mean, rstd_z = ops.layer_norm(x, None, w, w, 1e-5)
+    return [
+        y, total, rstd, z, mean, rstd_z,
+        *ops.rms_norm_backward(y, total, x, w, rstd), *ops.layer_norm_backward(z, None, x, w, mean, rstd_z),
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(backend.load_error() is not None, reason=f"engine._C: {backend.load_error()}")
+@pytest.mark.parametrize("call", [_norm_operators])
+def test_what_operators_hand_from_forward_to_backward(call: Callable[[], Any]) -> None:
     real = outline(call())
     with FakeTensorMode():
         assert outline(call()) == real
