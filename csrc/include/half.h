@@ -17,20 +17,6 @@ struct Half {
   uint16_t bits;
 };
 
-<<<<<<< HEAD
-=======
-// The type to compute in: double for double, float for everything else.
-template <typename T>
-struct WideOf {
-  using type = float;
-};
-template <>
-struct WideOf<double> {
-  using type = double;
-};
-template <typename T>
-using Wide = typename WideOf<T>::type;
-
 TRIMARAN_INLINE uint32_t bits_of(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
@@ -43,7 +29,6 @@ TRIMARAN_INLINE float float_of(uint32_t bits) {
 }
 
 // Halves are converted by integer arithmetic, because compilers keep loops over _Float16 scalar.
->>>>>>> rowkernels
 TRIMARAN_INLINE float widen(float x) { return x; }
 TRIMARAN_INLINE double widen(double x) { return x; }
 TRIMARAN_INLINE float widen(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }

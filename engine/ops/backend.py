@@ -30,19 +30,14 @@ _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]
     "adamw": (_WIDE, (), "adamw_"),
     "attention": (_ALL, (), "attention"),
     "cross_entropy": (_WIDE, (), "ce_stats"),
-<<<<<<< HEAD
     "dropout": (_ALL, _ALL, "dropout"),
-=======
-    "dropout": (_WIDE, _ALL, "dropout"),
     "layer_norm": (_ALL, (), "layer_norm"),
->>>>>>> rowkernels
     "normal": (_WIDE, _WIDE, "fill_normal_"),
     "rms_norm": (_ALL, (), "rms_norm"),
     "rope": (_WIDE, (), "rope"),
     "softmax": (_ALL, (), "masked_softmax"),
     "swiglu": (_WIDE, (), "swiglu"),
 }
-<<<<<<< HEAD
 
 
 class _Library(Protocol):
@@ -173,10 +168,6 @@ def _short(dtype: torch.dtype) -> str:
 
 
 # -- our kernels ---------------------------------------------------------------------------------------------
-=======
-OPS = (*_KERNELS, "gelu")  # torch's own CPU kernel of the last one is already fused
-_selected = "auto"
->>>>>>> rowkernels
 
 
 @functools.cache

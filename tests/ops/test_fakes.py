@@ -18,13 +18,8 @@ from engine.ops.attention import attention
 from engine.ops.cross_entropy import ce_grad_, ce_stats
 from engine.ops.dropout import add_dropout, dropout
 from engine.ops.key_ranges import KeyRanges
-<<<<<<< HEAD
-from engine.ops.norm import rms_norm
-from engine.ops.philox import fill_normal_
-=======
 from engine.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from engine.ops.philox import dropout, fill_normal_
->>>>>>> rowkernels
+from engine.ops.philox import fill_normal_
 from engine.ops.rope import rope, rope_tables
 from engine.ops.softmax import masked_softmax
 from tests.fake_cuda import run_fake_cuda
@@ -91,14 +86,10 @@ def _normal() -> Any:
     return fill_normal_(torch.ones(4, 5), 7, (8, 5), (2, 0), 1.0)
 
 
-<<<<<<< HEAD
-CALLS = [_swiglu, _rms_norm, _rope, _dropout, _add_dropout, _cross_entropy, _adamw, _attention, _softmax, _normal]
-=======
 CALLS = [
-    *(_swiglu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _dropout, _cross_entropy, _adamw),
-    *(_attention, _softmax, _normal),
+    *(_swiglu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _dropout, _add_dropout, _cross_entropy),
+    *(_adamw, _attention, _softmax, _normal),
 ]
->>>>>>> rowkernels
 
 
 def outline(tensors: Any, device: str = "cpu") -> list[Any]:

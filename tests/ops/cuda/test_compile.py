@@ -54,15 +54,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Future[subp
     """All sources in the hands of nvcc, two at a time."""
     toolkit()
     folder = tmp_path_factory.mktemp("nvcc")
-<<<<<<< HEAD
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
-    targets.append(
-        f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}"
-    )  # PTX for what follows
-    flags = ["-std=c++17", "-O3", "-fmad=false", "-Xptxas", "-v", *INCLUDE, *targets]
-=======
     flags = ["-std=c++17", "-O3", "-fmad=false", "-Xptxas", "-v", *INCLUDE, *TARGETS, PTX]
->>>>>>> emulation
     compile_one = functools.partial(run, timeout=280)
     pool = ThreadPoolExecutor(2)
     done = {

@@ -110,11 +110,7 @@ def test_grids_of_three_dimensions(samples: Emulated, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
-    "sizes", [[0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1], [1, 1, 1, 32, 33, 1], [1, 65536, 1, 1, 1, 1]]
-=======
     "sizes", [[0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1], [1, 1, 1, 32, 33, 1], [1, 65536, 1, 1, 1, 1]], ids=str
->>>>>>> emulation
 )
 def test_launches_that_no_gpu_takes(samples: Emulated, sizes: list[int]) -> None:
     with pytest.raises(EmulationError, match="returned error 9"):  # cudaErrorInvalidConfiguration
