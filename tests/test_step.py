@@ -104,6 +104,31 @@ def test_bf16_gradients_are_summed_in_fp32(model: dict[str, Any]) -> None:
         assert np.linalg.norm(told[32][name] - exact) < 0.1 * size, name
 
 
+def widened_copies(rank: int, world: int) -> bool:
+    """Train in bf16 and say whether the float32 copies that products use are the parameters at every moment."""
+    from tests.layouts import layout_stepper
+
+    config = make_config(model=LLAMA, precision={"dtype": "bf16"})
+    stepper = layout_stepper(config)
+
+    def is_fresh() -> bool:
+        weights = [weight for chunk in stepper.chunks for weight in chunk.parameters()]
+        return all(torch.equal(weight.widened, weight.float()) for weight in weights)  # type: ignore[attr-defined]
+
+    fresh = [is_fresh()]
+    micros = micro_batches(config, make_batch(config, 0), stepper.mesh.dp.rank, stepper.mesh.dp.size)
+    for step in range(2):
+        before = stepper.buckets.flat_params.clone()
+        stepper.run(step, micros, 1e-2)
+        fresh += [is_fresh(), not torch.equal(before, stepper.buckets.flat_params)]
+    stepper.optimizer.set_masters(lambda piece: torch.ones(piece.shape))
+    return all([*fresh, is_fresh()])
+
+
+def test_products_never_use_stale_weights() -> None:
+    assert run_ranks(2, widened_copies) == [True, True]
+
+
 def skip_step(rank: int, world: int) -> dict[str, Any]:
     """Poison one rank's gradient and report whether anything moved anywhere."""
     from tests.layouts import layout_stepper, local_pieces

@@ -1,3 +1,5 @@
+#include "cross_entropy.h"
+
 #include "binding.h"
 
 namespace {
@@ -8,32 +10,53 @@ void check_targets(const Tensor& logits, const Tensor& targets) {
               "cross_entropy takes one int64 target a row");
 }
 
-std::tuple<Tensor, Tensor, Tensor> ce_stats(const Tensor& logits, const Tensor& targets, int64_t start) {
+at::ScalarType wide_of(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> ce_stats(const Tensor& logits, const Tensor& targets, int64_t start) {
   check_targets(logits, targets);
   const int64_t n = logits.size(0), v = logits.size(1);
-  Tensor max = at::empty({n}, logits.options()), sum = at::empty_like(max), target = at::empty_like(max);
-  DISPATCH(logits, "ce_stats", [&] {
+  Tensor max = at::empty({n}, logits.options().dtype(wide_of(logits)));
+  Tensor sum = at::empty_like(max), target = at::empty_like(max), total = at::empty_like(max);
+  DISPATCH_ALL(logits, "ce_stats", [&] {
+    using W = trimaran::Wide<typename Stored<scalar_t>::type>;
     at::parallel_for(0, n, rows_grain(v), [&](int64_t begin, int64_t end) {
-      trimaran::ce_stats(logits.const_data_ptr<scalar_t>(), targets.const_data_ptr<int64_t>(),
-                         max.data_ptr<scalar_t>(), sum.data_ptr<scalar_t>(), target.data_ptr<scalar_t>(), begin, end,
-                         v, start);
+      for (int64_t row = begin; row < end; ++row) {
+        const auto* l = input<scalar_t>(logits) + row * v;
+        const auto stats = trimaran::cross_entropy_stats(l, v);
+        const int64_t local = targets.const_data_ptr<int64_t>()[row] - start;
+        max.data_ptr<W>()[row] = stats.max;
+        sum.data_ptr<W>()[row] = stats.sum;
+        total.data_ptr<W>()[row] = stats.total;
+        target.data_ptr<W>()[row] =
+            local >= 0 && local < v ? static_cast<W>(logits.const_data_ptr<scalar_t>()[row * v + local]) : W(0);
+      }
     });
   });
-  return {max, sum, target};
+  return {max, sum, target, total};
 }
 
 Tensor& ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Tensor& max, const Tensor& log_sum,
-                 const Tensor& scale) {
+                 const Tensor& scale, int64_t vocab, double smoothing, double z_loss) {
   check_targets(logits, targets);
   for (const Tensor& row : {max, log_sum, scale}) {
-    same(logits, row, "ce_grad_: logits and row statistics");
+    TORCH_CHECK(row.scalar_type() == wide_of(logits), "ce_grad_: row statistics are ", row.scalar_type(), ", not ",
+                wide_of(logits));
     TORCH_CHECK(row.is_contiguous() && row.numel() == logits.size(0), "ce_grad_ takes one number a row");
   }
-  DISPATCH(logits, "ce_grad_", [&] {
-    at::parallel_for(0, logits.size(0), rows_grain(logits.size(1)), [&](int64_t begin, int64_t end) {
-      trimaran::ce_grad(logits.data_ptr<scalar_t>(), targets.const_data_ptr<int64_t>(), max.const_data_ptr<scalar_t>(),
-                        log_sum.const_data_ptr<scalar_t>(), scale.const_data_ptr<scalar_t>(), begin, end,
-                        logits.size(1), start);
+  TORCH_CHECK(smoothing == 0 || vocab > 0, "ce_grad_: label smoothing needs the size of the vocabulary");
+  const double spread = smoothing == 0 ? 0.0 : smoothing / static_cast<double>(vocab);
+  const int64_t v = logits.size(1);
+  DISPATCH_ALL(logits, "ce_grad_", [&] {
+    using W = trimaran::Wide<typename Stored<scalar_t>::type>;
+    at::parallel_for(0, logits.size(0), rows_grain(v), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const W top = max.const_data_ptr<W>()[row], shift = log_sum.const_data_ptr<W>()[row];
+        const W factor = scale.const_data_ptr<W>()[row];
+        trimaran::cross_entropy_grad(output<scalar_t>(logits) + row * v, v, top, shift,
+                                     factor * (W(1) + static_cast<W>(2 * z_loss) * (top + shift)),
+                                     factor * static_cast<W>(spread), targets.const_data_ptr<int64_t>()[row] - start,
+                                     factor * static_cast<W>(1 - smoothing));
+      }
     });
   });
   return logits;
@@ -42,10 +65,10 @@ Tensor& ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Ten
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(trimaran, m) {
-  m.def("ce_stats(Tensor logits, Tensor targets, int start) -> (Tensor, Tensor, Tensor)");
+  m.def("ce_stats(Tensor logits, Tensor targets, int start) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "ce_grad_(Tensor(a!) logits, Tensor targets, int start, Tensor max, Tensor log_sum, Tensor scale) "
-      "-> Tensor(a!)");
+      "ce_grad_(Tensor(a!) logits, Tensor targets, int start, Tensor max, Tensor log_sum, Tensor scale, int vocab, "
+      "float smoothing, float z_loss) -> Tensor(a!)");
 }
 
 TORCH_LIBRARY_IMPL(trimaran, CPU, m) {

@@ -1,58 +1,55 @@
-// The local halves of vocabulary-parallel cross-entropy. The gradient overwrites the logits.
-#include "vector_math.h"
+#include "cross_entropy.h"
 
 #include <limits>
+
+#include "half.h"
+#include "vector_math.h"
 
 namespace trimaran {
 namespace {
 
 template <typename T>
-TRIMARAN_INLINE void stats(const T* logits, const int64_t* targets, T* max, T* sum, T* target, int64_t begin,
-                           int64_t end, int64_t v, int64_t start) {
-  for (int64_t row = begin; row < end; ++row) {
-    const T* l = logits + row * v;
-    T largest = -std::numeric_limits<T>::infinity(), total = 0;
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < v; ++i) largest = l[i] > largest ? l[i] : largest;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < v; ++i) total += fast_exp(l[i] - largest);
-    const int64_t local = targets[row] - start;
-    max[row] = largest;
-    sum[row] = total;
-    target[row] = local >= 0 && local < v ? l[local] : T(0);
+TRIMARAN_INLINE RowStats<T> stats(const T* logits, int64_t v) {
+  using W = Wide<T>;
+  W largest = -std::numeric_limits<W>::infinity(), sum = 0, total = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : total)
+  for (int64_t i = 0; i < v; ++i) {
+    const W x = widen(logits[i]);
+    largest = x > largest ? x : largest;
+    total += x;
   }
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < v; ++i) sum += fast_exp(widen(logits[i]) - largest);
+  return {largest, sum, total};
 }
 
 template <typename T>
-TRIMARAN_INLINE void grad(T* logits, const int64_t* targets, const T* max, const T* log_sum, const T* scale,
-                          int64_t begin, int64_t end, int64_t v, int64_t start) {
-  for (int64_t row = begin; row < end; ++row) {
-    T* l = logits + row * v;
-    const T largest = max[row], shift = log_sum[row], factor = scale[row];
+TRIMARAN_INLINE void grad(T* logits, int64_t v, Wide<T> max, Wide<T> log_sum, Wide<T> factor, Wide<T> share,
+                          int64_t target, Wide<T> target_share) {
+  using W = Wide<T>;
+  const bool is_here = target >= 0 && target < v;
+  const W own = is_here ? fast_exp((widen(logits[target]) - max) - log_sum) * factor - share - target_share : W(0);
 #pragma omp simd
-    for (int64_t i = 0; i < v; ++i) l[i] = fast_exp((l[i] - largest) - shift) * factor;
-    const int64_t local = targets[row] - start;
-    if (local >= 0 && local < v) l[local] -= factor;
-  }
+  for (int64_t i = 0; i < v; ++i)
+    narrow(fast_exp((widen(logits[i]) - max) - log_sum) * factor - share, logits[i]);
+  if (is_here) narrow(own, logits[target]);
 }
 
 }  // namespace
 
-TRIMARAN_CLONES void ce_stats(const float* logits, const int64_t* targets, float* max, float* sum, float* target,
-                              int64_t begin, int64_t end, int64_t v, int64_t start) {
-  stats(logits, targets, max, sum, target, begin, end, v, start);
-}
-TRIMARAN_CLONES void ce_stats(const double* logits, const int64_t* targets, double* max, double* sum, double* target,
-                              int64_t begin, int64_t end, int64_t v, int64_t start) {
-  stats(logits, targets, max, sum, target, begin, end, v, start);
-}
-TRIMARAN_CLONES void ce_grad(float* logits, const int64_t* targets, const float* max, const float* log_sum,
-                             const float* scale, int64_t begin, int64_t end, int64_t v, int64_t start) {
-  grad(logits, targets, max, log_sum, scale, begin, end, v, start);
-}
-TRIMARAN_CLONES void ce_grad(double* logits, const int64_t* targets, const double* max, const double* log_sum,
-                             const double* scale, int64_t begin, int64_t end, int64_t v, int64_t start) {
-  grad(logits, targets, max, log_sum, scale, begin, end, v, start);
-}
+#define TRIMARAN_CROSS_ENTROPY(T)                                                                              \
+  template <>                                                                                                  \
+  TRIMARAN_CLONES RowStats<T> cross_entropy_stats(const T* logits, int64_t v) {                                \
+    return stats(logits, v);                                                                                   \
+  }                                                                                                            \
+  template <>                                                                                                  \
+  TRIMARAN_CLONES void cross_entropy_grad(T* logits, int64_t v, Wide<T> max, Wide<T> log_sum, Wide<T> factor,  \
+                                          Wide<T> share, int64_t target, Wide<T> target_share) {               \
+    grad(logits, v, max, log_sum, factor, share, target, target_share);                                        \
+  }
+TRIMARAN_CROSS_ENTROPY(float)
+TRIMARAN_CROSS_ENTROPY(double)
+TRIMARAN_CROSS_ENTROPY(BFloat16)
+TRIMARAN_CROSS_ENTROPY(Half)
 
 }  // namespace trimaran

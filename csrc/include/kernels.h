@@ -28,15 +28,4 @@ void swiglu(const double* x, double* y, int64_t begin, int64_t end, int64_t f);
 void swiglu_backward(const float* dy, const float* x, float* dx, int64_t begin, int64_t end, int64_t f);
 void swiglu_backward(const double* dy, const double* x, double* dx, int64_t begin, int64_t end, int64_t f);
 
-// Per row: largest logit, sum of exp(logit - largest), logit of the target (0 when not in [start, start + v)).
-void ce_stats(const float* logits, const int64_t* targets, float* max, float* sum, float* target, int64_t begin,
-              int64_t end, int64_t v, int64_t start);
-void ce_stats(const double* logits, const int64_t* targets, double* max, double* sum, double* target, int64_t begin,
-              int64_t end, int64_t v, int64_t start);
-// logits <- (exp(logit - max - log_sum) - [column is target]) * scale
-void ce_grad(float* logits, const int64_t* targets, const float* max, const float* log_sum, const float* scale,
-             int64_t begin, int64_t end, int64_t v, int64_t start);
-void ce_grad(double* logits, const int64_t* targets, const double* max, const double* log_sum, const double* scale,
-             int64_t begin, int64_t end, int64_t v, int64_t start);
-
 }  // namespace trimaran

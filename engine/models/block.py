@@ -37,12 +37,20 @@ class Block(nn.Module):
         return self._body(x_bsh, ctx)
 
     def _body(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
-        x_bsh = self._add(x_bsh, self.attention(self.norm1(x_bsh), ctx), ctx, "attention_out")
-        return self._add(x_bsh, self.mlp(self.norm2(x_bsh)), ctx, "mlp_out")
+        branch_bsh = self.attention(self.norm1(x_bsh), ctx)
+        if self._drops(ctx):
+            x_bsh = self._add(x_bsh, branch_bsh, ctx, "attention_out")
+            normed_bsh = self.norm2(x_bsh)
+        else:
+            normed_bsh, x_bsh = self.norm2.add(branch_bsh, x_bsh)
+        return self._add(x_bsh, self.mlp(normed_bsh), ctx, "mlp_out")
+
+    def _drops(self, ctx: Pass) -> bool:
+        return self.dropout > 0.0 and ctx.key is not None
 
     def _add(self, x_bsh: Tensor, branch_bsh: Tensor, ctx: Pass, site: str) -> Tensor:
         """Add a branch, dropped, to the residual stream."""
-        if self.dropout == 0.0 or ctx.key is None:
+        if not self._drops(ctx) or ctx.key is None:
             return x_bsh + branch_bsh
         rows_bs = self.tp.local_sequence(ctx.tokens_bs)
         return add_dropout(x_bsh, branch_bsh, self.dropout, ctx.key(self.layer, site), rows_bs, x_bsh.shape[-1])

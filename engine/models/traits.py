@@ -42,6 +42,15 @@ class Pass:
         return self.memo[name]
 
 
+class Norm(Protocol):
+    """A normalisation over the last dimension of [..., h]."""
+
+    def __call__(self, x_bsh: Tensor) -> Tensor: ...
+
+    def add(self, x_bsh: Tensor, residual_bsh: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (norm of x + residual, x + residual), in one pass where a kernel serves it."""
+
+
 class Positions(Protocol):
     """How token order enters: added to the embeddings, or applied to queries and keys."""
 

@@ -29,7 +29,7 @@ _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]
     "adafactor": (_WIDE, (), "means_of_squares"),
     "adamw": (_WIDE, (), "adamw_"),
     "attention": (_ALL, (), "attention"),
-    "cross_entropy": (_WIDE, (), "ce_stats"),
+    "cross_entropy": (_ALL, (), "ce_stats"),
     "dropout": (_ALL, _ALL, "dropout"),
     "layer_norm": (_ALL, (), "layer_norm"),
     "normal": (_WIDE, _WIDE, "fill_normal_"),

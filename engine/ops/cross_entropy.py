@@ -11,8 +11,9 @@ from torch import Tensor
 from engine.ops import backend
 
 
-def ce_stats(logits_nv: Tensor, targets_n: Tensor, vocab_start: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return per row the largest logit, sum(exp(logit - largest)), and the target's logit (0 where not held here).
+def ce_stats(logits_nv: Tensor, targets_n: Tensor, vocab_start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return per row the largest logit, sum(exp(logit - largest)), the target's logit (0 where not held here), and
+    the sum of all logits.
 
     `logits_nv` are the columns of the vocabulary from `vocab_start` on, `targets_n` int64 global ids.
     """
@@ -23,22 +24,38 @@ def ce_stats(logits_nv: Tensor, targets_n: Tensor, vocab_start: int) -> tuple[Te
     sum_n = (wide - max_n[:, None]).exp().sum(dim=-1)
     local_n, held_n = _local(targets_n, vocab_start, logits_nv.shape[1])
     target_n = wide.gather(1, local_n[:, None])[:, 0].masked_fill(~held_n, 0.0)
-    return max_n, sum_n, target_n
+    return max_n, sum_n, target_n, wide.sum(dim=-1)
 
 
 def ce_grad_(
-    logits_nv: Tensor, targets_n: Tensor, vocab_start: int, max_n: Tensor, log_sum_n: Tensor, scale_n: Tensor
+    logits_nv: Tensor,
+    targets_n: Tensor,
+    vocab_start: int,
+    max_n: Tensor,
+    log_sum_n: Tensor,
+    scale_n: Tensor,
+    *,
+    vocab: int = 0,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Tensor:
-    """Overwrite the logits with (softmax - onehot) * scale and return them.
+    """Overwrite the logits with their gradient and return them.
 
-    `max_n` and `log_sum_n` are a row's largest logit and log(sum(exp(logit - largest))) over the whole vocabulary;
-    their sum is not formed, because it would round away the digits that the softmax needs.
+    That is scale * (p * (1 + 2 z_loss log Z) - (1 - smoothing) [is target] - smoothing / vocab), where log Z =
+    max + log_sum over the whole vocabulary of `vocab` tokens and p = exp(logit - max - log_sum). The sum of the two
+    is not formed for p, because it would round away the digits that the softmax needs.
     """
     if backend.native("cross_entropy", logits_nv) and logits_nv.is_contiguous():
-        return torch.ops.trimaran.ce_grad_(logits_nv, targets_n, vocab_start, max_n, log_sum_n, scale_n.contiguous())
+        return torch.ops.trimaran.ce_grad_(
+            logits_nv, targets_n, vocab_start, max_n, log_sum_n, scale_n.contiguous(), vocab, smoothing, z_loss
+        )
     grad_nv = ((logits_nv.to(max_n.dtype) - max_n[:, None]) - log_sum_n[:, None]).exp()
+    if z_loss:
+        grad_nv *= 1.0 + 2.0 * z_loss * (max_n + log_sum_n)[:, None]
+    if smoothing:
+        grad_nv -= smoothing / vocab
     local_n, held_n = _local(targets_n, vocab_start, logits_nv.shape[1])
-    grad_nv.scatter_add_(1, local_n[:, None], -held_n[:, None].to(grad_nv.dtype))
+    grad_nv.scatter_add_(1, local_n[:, None], -(1.0 - smoothing) * held_n[:, None].to(grad_nv.dtype))
     return logits_nv.copy_(grad_nv * scale_n[:, None])
 
 

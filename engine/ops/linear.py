@@ -1,7 +1,8 @@
 """The three products of a linear layer, and accumulation of weight gradients straight into the main gradient.
 
 On CPUs, 16-bit operands are widened to float32 for the product and the result is rounded once: torch's own path
-without 16-bit units is some 50 times slower.
+without 16-bit units is some 50 times slower. Weights held by gradient buckets are widened once a step
+(`weight.widened`, see `engine.parallel.buckets`).
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.is_cpu and x.dtype in _HALF else x
 
 
+def _wide_weight(weight: Tensor) -> Tensor:
+    widened = getattr(weight, "widened", None)
+    return _wide(weight) if widened is None else widened
+
+
 def matmul(x: Tensor, weight_oi: Tensor, bias_o: Tensor | None) -> Tensor:
     """Return x W^T + bias: [..., i] -> [..., o]."""
-    return F.linear(_wide(x), _wide(weight_oi), None if bias_o is None else _wide(bias_o)).to(x.dtype)
+    return F.linear(_wide(x), _wide_weight(weight_oi), None if bias_o is None else _wide(bias_o)).to(x.dtype)
 
 
 def grad_input(dy: Tensor, weight_oi: Tensor) -> Tensor:
     """Return dy W: [..., o] -> [..., i]."""
-    return torch.matmul(_wide(dy), _wide(weight_oi)).to(dy.dtype)
+    return torch.matmul(_wide(dy), _wide_weight(weight_oi)).to(dy.dtype)
 
 
 def accumulate_weight_grad(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:

@@ -109,3 +109,4 @@ class ShardedAdamW:
                 start, stop = max(low, item.start), min(high, item.stop)
                 if start < stop:
                     shard.master[start - low : stop - low].copy_(flat[start - item.start : stop - item.start])
+        self.buckets.refresh()

@@ -130,6 +130,9 @@ class Buckets:
         sample = ordered[0]
         self.flat_params = torch.zeros(total, dtype=sample.dtype, device=sample.device)
         self.flat_grads = torch.zeros(total, dtype=main_dtype, device=sample.device)
+        # CPUs multiply 16-bit weights as float32: one copy a step serves all micro-batches, forward and backward.
+        is_widened = sample.is_cpu and sample.dtype in (torch.bfloat16, torch.float16)
+        self.flat_widened = torch.zeros(total, device=sample.device) if is_widened else None
         self.buckets: list[Bucket] = []
         self._bucket_of: dict[nn.Parameter, Bucket] = {}
         begin = 0
@@ -137,18 +140,20 @@ class Buckets:
             span = slice(begin, begin + length)
             bucket = Bucket(group, placed, self.flat_params[span], self.flat_grads[span], dp, is_late)
             bucket.runs = _runs(placed, decays)
-            self._adopt(bucket)
+            self._adopt(bucket, None if self.flat_widened is None else self.flat_widened[span])
             self.buckets.append(bucket)
             begin += length
         self._next = 0
 
-    def _adopt(self, bucket: Bucket) -> None:
+    def _adopt(self, bucket: Bucket, widened: Tensor | None) -> None:
         """Make the bucket's weights views of its flat tensors and listen for their gradients."""
         start = 0
         for weight in bucket.weights:
             span = slice(start, start + weight.numel())
             weight.data = bucket.params[span].view(weight.shape)
             weight.main_grad = bucket.grads[span].view(weight.shape)  # type: ignore[attr-defined]
+            if widened is not None:
+                weight.widened = widened[span].view(weight.shape)  # type: ignore[attr-defined]
             weight.grad_ready = lambda weight=weight: self._arrived(weight)  # type: ignore[attr-defined]
             weight.register_post_accumulate_grad_hook(_move_to_main_grad)
             self._bucket_of[weight] = bucket
@@ -189,6 +194,12 @@ class Buckets:
         handles = [all_gather(bucket.params, bucket.param_shard(), self.dp) for bucket in self.buckets]
         for handle in handles:
             handle.wait()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Follow what was written into the parameters; `gather_params` does it itself."""
+        if self.flat_widened is not None:
+            self.flat_widened.copy_(self.flat_params)
 
 
 def _is_late(weight: nn.Parameter) -> bool:

@@ -65,7 +65,7 @@ def test_bf16_logits_have_float32_statistics_and_one_rounding() -> None:
     wide = logits.double().requires_grad_()
     truth = F.cross_entropy(wide, targets, reduction="none")
     truth.sum().backward()
-    largest, total, target = ce_stats(logits, targets, 0)
+    largest, total, target, _ = ce_stats(logits, targets, 0)
     assert largest.dtype == total.dtype == target.dtype == torch.float32
     torch.testing.assert_close((total.log() + (largest - target)).double(), truth.detach(), rtol=1e-5, atol=1e-5)
     grad = ce_grad_(logits, targets, 0, largest, total.log(), torch.ones(20))
@@ -77,7 +77,7 @@ def test_confident_rows_keep_their_digits() -> None:
     """The loss of a target that is far ahead, and its gradient, are not rounded away at large logits."""
     logits = torch.tensor([[1000.0, 990.0, 980.0]])
     exact = F.cross_entropy(logits.double(), torch.tensor([0])).item()
-    largest, total, target = ce_stats(logits, torch.tensor([0]), 0)
+    largest, total, target, _ = ce_stats(logits, torch.tensor([0]), 0)
     assert (total.log() + (largest - target)).item() == pytest.approx(exact, rel=1e-2)
     grad = ce_grad_(logits, torch.tensor([0]), 0, largest, total.log(), torch.ones(1))
     assert grad[0, 1].item() == pytest.approx(torch.tensor([0.0, -10.0, -20.0]).double().softmax(0)[1].item(), rel=1e-5)
@@ -86,7 +86,7 @@ def test_confident_rows_keep_their_digits() -> None:
 def test_nan_is_passed_on() -> None:
     logits = draw(1, 2, 40).float()
     logits[0, 3] = float("nan")
-    largest, total, _ = ce_stats(logits, torch.tensor([1, 2]), 0)
+    largest, total, *_ = ce_stats(logits, torch.tensor([1, 2]), 0)
     assert torch.isnan(largest[0] + torch.log(total[0]))
     assert torch.isfinite(largest[1] + torch.log(total[1]))
 

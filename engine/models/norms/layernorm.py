@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from engine.models.registry import NORMS
-from engine.ops.norm import layer_norm
+from engine.ops.norm import add_layer_norm, layer_norm
 from engine.parallel.linear import TensorParallel
 from engine.parallel.sharding import Init, parameter, whole
 
@@ -28,3 +28,6 @@ class LayerNorm(nn.Module):
 
     def forward(self, x_bsh: Tensor) -> Tensor:
         return layer_norm(x_bsh, self.weight, self.bias, self.eps)
+
+    def add(self, x_bsh: Tensor, residual_bsh: Tensor) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(x_bsh, residual_bsh, self.weight, self.bias, self.eps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from engine.models.registry import NORMS
-from engine.ops.norm import rms_norm
+from engine.ops.norm import add_rms_norm, rms_norm
 from engine.parallel.linear import TensorParallel
 from engine.parallel.sharding import Init, parameter, whole
 
@@ -22,3 +22,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_bsh: Tensor) -> Tensor:
         return rms_norm(x_bsh, self.weight, self.eps)
+
+    def add(self, x_bsh: Tensor, residual_bsh: Tensor) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(x_bsh, residual_bsh, self.weight, self.eps)
