@@ -22,12 +22,6 @@ void rope(const float* x, const float* cos, const float* sin, float* y, int64_t 
 void rope(const double* x, const float* cos, const float* sin, double* y, int64_t begin, int64_t end, int64_t heads,
           int64_t d, int64_t stride_token, int64_t stride_head, int64_t period);
 
-// y = silu(gate) * up for rows [begin, end) of x [rows, 2f].
-void swiglu(const float* x, float* y, int64_t begin, int64_t end, int64_t f);
-void swiglu(const double* x, double* y, int64_t begin, int64_t end, int64_t f);
-void swiglu_backward(const float* dy, const float* x, float* dx, int64_t begin, int64_t end, int64_t f);
-void swiglu_backward(const double* dy, const double* x, double* dx, int64_t begin, int64_t end, int64_t f);
-
 // Per row: largest logit, sum of exp(logit - largest), logit of the target (0 when not in [start, start + v)).
 void ce_stats(const float* logits, const int64_t* targets, float* max, float* sum, float* target, int64_t begin,
               int64_t end, int64_t v, int64_t start);

@@ -1,5 +1,4 @@
-// exp() as a plain loop body that compilers vectorise on any architecture: within 1.3 ulp, with and without FMA.
-// Arguments below the smallest normal result are clamped there; NaN stays NaN.
+// Functions as plain loop bodies that compilers vectorise on any architecture, with and without FMA. NaN stays NaN.
 #pragma once
 
 #include <cmath>
@@ -10,6 +9,7 @@
 
 namespace trimaran {
 
+// exp(x) within 1.3 ulp. Results below the smallest normal number are clamped there.
 TRIMARAN_INLINE float fast_exp(float x) {
   x = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
   const float n = __builtin_rintf(x * 1.44269504f);
@@ -61,6 +61,58 @@ TRIMARAN_INLINE W fast_tanh(W x) {
   const W near = x + x * z * (p / q), a = x < 0 ? -x : x;
   const W far = W(1) - W(2) / (fast_exp(a + a) + W(1));
   return a < W(0.625) ? near : (x < 0 ? -far : far);
+}
+
+// 1 / (1 + exp(-x)) within 2.5 ulp; 0 where it is below the smallest normal number.
+template <typename T>
+TRIMARAN_INLINE T fast_sigmoid(T x) {
+  const T lowest = sizeof(T) == 8 ? T(-708) : T(-87);
+  const T sigmoid = T(1) / (T(1) + fast_exp(-x));
+  return x < lowest ? T(0) : sigmoid;
+}
+
+// c0 + c1 x + c2 x^2 + ...
+template <typename T>
+TRIMARAN_INLINE T polynomial(T, T c0) {
+  return c0;
+}
+template <typename T, typename... C>
+TRIMARAN_INLINE T polynomial(T x, T c0, C... more) {
+  return polynomial(x, more...) * x + c0;
+}
+
+// The standard normal distribution: probability of a number below x, and density at x.
+template <typename T>
+struct Normal {
+  T below, density;
+};
+
+// Both within 3 ulp of the larger of the result and 1/2; relative to a small result, rounding x * x / 2 adds as many
+// ulp as that is. 0 where exp(-x * x / 2) is below the smallest normal number.
+//
+// The tail beyond |x| is exp(-x * x / 2) M(|x|) with a smooth M that falls like 1 / x: t P(t) for t = c / (|x| + c), P
+// interpolated at Chebyshev's points to 1.2e-8 (float) and 1.2e-17 (double). Unlike 1 + erf, it does not cancel.
+TRIMARAN_INLINE float normal_tail_factor(float x) {
+  const float t = 4 / (x + 4);
+  return t * polynomial(t, 0.0997541828f, 0.0993738123f, 0.096480224f, 0.0675812657f, 0.0992457237f, -0.0104550662f,
+                        0.0560126943f, 0.0311430443f, -0.054129511f, 0.0149936323f);
+}
+TRIMARAN_INLINE double normal_tail_factor(double x) {
+  const double t = 5 / (x + 5);
+  return t * polynomial(t, 0.0797884560862554296, 0.0797884556815234494, 0.0765969301873554214, 0.0702136054516474373,
+                        0.0610253298231080954, 0.0497576391440337441, 0.0378095434923827621, 0.0243155703205615926,
+                        0.0212464852800223556, -0.0160966588433325934, 0.0714531992375833725, -0.174543575768109658,
+                        0.346765285959422899, -0.569221991155453167, 0.74074201453407472, -0.761636908597073482,
+                        0.602006368245491952, -0.348579240675766354, 0.138421567636963666, -0.0332841982544624311,
+                        0.00305825357891218845, 0.000487663820319543433, -0.000113795185460943604);
+}
+template <typename T>
+TRIMARAN_INLINE Normal<T> fast_normal(T x) {
+  const T size = x < T(0) ? -x : x, power = T(-0.5) * x * x;
+  const T highest = sizeof(T) == 8 ? T(708) : T(87);
+  const T bell = -power > highest ? T(0) : fast_exp(power);
+  const T tail = bell * normal_tail_factor(size);
+  return {x < T(0) ? tail : T(1) - tail, bell * T(0.39894228040143267794)};
 }
 
 }  // namespace trimaran

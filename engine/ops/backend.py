@@ -21,6 +21,7 @@ _ALL = (*_WIDE, torch.bfloat16, torch.float16)
 
 # What compiled kernels take: per op the dtypes on CPUs and on GPUs, and one of its operators.
 _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]] = {
+    "activation": (_ALL, (), "activation"),
     "adamw": (_WIDE, (), "adamw_"),
     "attention": (_ALL, (), "attention"),
     "cross_entropy": (_WIDE, (), "ce_stats"),
@@ -30,9 +31,8 @@ _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]
     "rms_norm": (_ALL, (), "rms_norm"),
     "rope": (_WIDE, (), "rope"),
     "softmax": (_ALL, (), "masked_softmax"),
-    "swiglu": (_WIDE, (), "swiglu"),
 }
-OPS = (*_KERNELS, "gelu")  # torch's own CPU kernel of the last one is already fused
+OPS = tuple(_KERNELS)
 _selected = "auto"
 
 
@@ -63,7 +63,7 @@ def select(backend: str) -> None:
 def active() -> dict[str, str]:
     """Return what each op runs on for float32 CPU tensors, to be printed at start."""
     probe = torch.empty(0)
-    return {op: "cpu" if op in _KERNELS and native(op, probe) else "reference" for op in sorted(OPS)}
+    return {op: "cpu" if native(op, probe) else "reference" for op in sorted(OPS)}
 
 
 def native(op: str, x: Tensor) -> bool:
