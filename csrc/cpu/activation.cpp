@@ -36,7 +36,7 @@ struct GeluTanh {
   template <typename T>
   TRIMARAN_INLINE Point<T> at(T z) {
     const T a = T(1.5957691216057308), b = T(0.0713548162726009);  // 2 sqrt(2 / pi), and 0.044715 times it
-    const T far = T(32), near = z > far ? far : (z < -far ? -far : z);  // the sigmoid is 0 or 1 beyond; squares stay finite
+    const T near = at_least(T(-32), at_most(T(32), z));  // the sigmoid is 0 or 1 beyond, and squares stay finite
     const T square = near * near, sigmoid = fast_sigmoid(near * (a + b * square));
     return {z * sigmoid, sigmoid + near * sigmoid * (T(1) - sigmoid) * (a + 3 * b * square)};
   }

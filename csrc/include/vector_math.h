@@ -4,14 +4,47 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
 namespace trimaran {
 
-// exp(x) within 1.3 ulp. Results below the smallest normal number are clamped there.
-TRIMARAN_INLINE float fast_exp(float x) {
-  x = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
+// x, or the limit where x is beyond it. Bits are selected, because compilers follow the constants of ?: into the
+// arithmetic after it, one path each, and blend the paths at several times the cost.
+template <typename T>
+TRIMARAN_INLINE T select(bool take, T yes, T no) {
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  Bits yes_bits, no_bits;
+  memcpy(&yes_bits, &yes, sizeof yes);
+  memcpy(&no_bits, &no, sizeof no);
+  const Bits mask = -static_cast<Bits>(take), bits = (yes_bits & mask) | (no_bits & ~mask);
+  memcpy(&yes, &bits, sizeof yes);
+  return yes;
+}
+template <typename T>
+TRIMARAN_INLINE T at_most(T limit, T x) {
+  return select(x > limit, limit, x);
+}
+template <typename T>
+TRIMARAN_INLINE T at_least(T limit, T x) {
+  return select(x < limit, limit, x);
+}
+
+// exp(x) within 1.3 ulp where kSmallest <= x <= kLargest; 0 at kZero, infinity at kInfinity, between them either of
+// what their neighbours give. Other arguments give nonsense.
+template <typename T>
+struct ExpRange;
+template <>
+struct ExpRange<float> {
+  static constexpr float kZero = -88, kSmallest = -87, kLargest = 88, kInfinity = 89;
+};
+template <>
+struct ExpRange<double> {
+  static constexpr double kZero = -709, kSmallest = -708, kLargest = 709, kInfinity = 710;
+};
+
+TRIMARAN_INLINE float exp_in_range(float x) {
   const float n = __builtin_rintf(x * 1.44269504f);
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts: the first product is exact
   float p = 1.0f / 5040;
@@ -28,8 +61,7 @@ TRIMARAN_INLINE float fast_exp(float x) {
   return p * scale;
 }
 
-TRIMARAN_INLINE double fast_exp(double x) {
-  x = x > 709.0 ? 709.0 : (x < -708.0 ? -708.0 : x);
+TRIMARAN_INLINE double exp_in_range(double x) {
   const double n = __builtin_rint(x * 1.4426950408889634);
   const double r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
   double p = 1.0 / 6227020800;
@@ -52,6 +84,13 @@ TRIMARAN_INLINE double fast_exp(double x) {
   return p * scale;
 }
 
+// exp(x) within 1.3 ulp; the smallest normal number, or the largest, where the result would be beyond.
+template <typename T>
+TRIMARAN_INLINE T fast_exp(T x) {
+  using Range = ExpRange<T>;
+  return exp_in_range(at_least(Range::kSmallest, at_most(Range::kLargest, x)));
+}
+
 // tanh within 2 ulp: a rational function near 0, where 1 - 2 / (exp(2x) + 1) would lose digits.
 template <typename W>
 TRIMARAN_INLINE W fast_tanh(W x) {
@@ -66,9 +105,8 @@ TRIMARAN_INLINE W fast_tanh(W x) {
 // 1 / (1 + exp(-x)) within 2.5 ulp; 0 where it is below the smallest normal number.
 template <typename T>
 TRIMARAN_INLINE T fast_sigmoid(T x) {
-  const T lowest = sizeof(T) == 8 ? T(-708) : T(-87);
-  const T sigmoid = T(1) / (T(1) + fast_exp(-x));
-  return x < lowest ? T(0) : sigmoid;
+  using Range = ExpRange<T>;
+  return T(1) / (T(1) + exp_in_range(at_least(Range::kSmallest, at_most(Range::kInfinity, -x))));
 }
 
 // c0 + c1 x + c2 x^2 + ...
@@ -109,8 +147,7 @@ TRIMARAN_INLINE double normal_tail_factor(double x) {
 template <typename T>
 TRIMARAN_INLINE Normal<T> fast_normal(T x) {
   const T size = x < T(0) ? -x : x, power = T(-0.5) * x * x;
-  const T highest = sizeof(T) == 8 ? T(708) : T(87);
-  const T bell = -power > highest ? T(0) : fast_exp(power);
+  const T bell = exp_in_range(at_least(ExpRange<T>::kZero, power));
   const T tail = bell * normal_tail_factor(size);
   return {x < T(0) ? tail : T(1) - tail, bell * T(0.39894228040143267794)};
 }
