@@ -22,10 +22,5 @@ void rope(const float* x, const float* cos, const float* sin, float* y, int64_t 
 void rope(const double* x, const float* cos, const float* sin, double* y, int64_t begin, int64_t end, int64_t heads,
           int64_t d, int64_t stride_token, int64_t stride_head, int64_t period);
 
-// y = silu(gate) * up for rows [begin, end) of x [rows, 2f].
-void swiglu(const float* x, float* y, int64_t begin, int64_t end, int64_t f);
-void swiglu(const double* x, double* y, int64_t begin, int64_t end, int64_t f);
-void swiglu_backward(const float* dy, const float* x, float* dx, int64_t begin, int64_t end, int64_t f);
-void swiglu_backward(const double* dy, const double* x, double* dx, int64_t begin, int64_t end, int64_t f);
 
 }  // namespace trimaran

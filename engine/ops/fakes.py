@@ -56,14 +56,15 @@ def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@register_fake("trimaran::swiglu")
-def _swiglu(x: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+@register_fake("trimaran::activation")
+def _activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    gated = kind in ("swiglu", "geglu", "geglu_tanh", "reglu")
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2 if gated else x.shape[-1]))
 
 
-@register_fake("trimaran::swiglu_backward")
-def _swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    return torch.empty_like(x)
+@register_fake("trimaran::activation_backward")
+def _activation_backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(0 if bias is None else x.shape[-1], dtype=_wide(x))
 
 
 @register_fake("trimaran::ce_stats")
