@@ -26,11 +26,8 @@ _ALL = (*_WIDE, torch.bfloat16, torch.float16)
 
 # What compiled kernels take: per op the dtypes on CPUs and on GPUs, and one of its operators.
 _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]] = {
-<<<<<<< HEAD
-    "adafactor": (_WIDE, (), "means_of_squares"),
-=======
     "activation": (_ALL, (), "activation"),
->>>>>>> rowkernels
+    "adafactor": (_WIDE, (), "means_of_squares"),
     "adamw": (_WIDE, (), "adamw_"),
     "attention": (_ALL, (), "attention"),
     "cross_entropy": (_ALL, (), "ce_stats"),
@@ -41,7 +38,6 @@ _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]
     "rope": (_WIDE, (), "rope"),
     "softmax": (_ALL, (), "masked_softmax"),
 }
-<<<<<<< HEAD
 
 
 class _Library(Protocol):
@@ -54,11 +50,10 @@ class _Library(Protocol):
 
 
 _LIBRARIES: dict[str, _Library] = {"flash": flash, "apex": apex}  # no op is offered by both
-_PLAIN = ("gelu",)  # torch's own kernels are already fused
 _MAIN = ("adafactor", "adamw", "normal")  # see tensors of the main dtype: float32 where parameters have 16 bits
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", *sorted(_LIBRARIES))
-OPS = tuple(sorted({*_KERNELS, *apex.OFFERS, *flash.OFFERS, *_PLAIN}))
+OPS = tuple(sorted({*_KERNELS, *apex.OFFERS, *flash.OFFERS}))
 
 _default = "auto"
 _overrides: dict[str, str] = {}
@@ -172,10 +167,6 @@ def _short(dtype: torch.dtype) -> str:
 
 
 # -- our kernels ---------------------------------------------------------------------------------------------
-=======
-OPS = tuple(_KERNELS)
-_selected = "auto"
->>>>>>> rowkernels
 
 
 @functools.cache
@@ -197,25 +188,7 @@ def _why_no_kernel(operator: str, name: str) -> str | None:
         return f"the extension was built without its {name} kernels" + (
             "; build it again where torch has CUDA" if name == "cuda" else "; build it again"
         )
-<<<<<<< HEAD
     return None
-=======
-    _selected = backend
-
-
-def active() -> dict[str, str]:
-    """Return what each op runs on for float32 CPU tensors, to be printed at start."""
-    probe = torch.empty(0)
-    return {op: "cpu" if native(op, probe) else "reference" for op in sorted(OPS)}
-
-
-def native(op: str, x: Tensor) -> bool:
-    """Return whether a compiled kernel of `op` serves tensors of x's device and dtype."""
-    on_cpu, on_gpu, operator = _KERNELS[op]
-    if x.dtype not in (on_cpu if x.is_cpu else on_gpu if x.is_cuda else ()):
-        return False
-    return _selected != "reference" and load_error() is None and _is_built(operator, "CPU" if x.is_cpu else "CUDA")
->>>>>>> rowkernels
 
 
 @functools.cache
