@@ -58,7 +58,7 @@ def test_causal(b: int, s: int, kv_heads: int, group: int, d: int, window: int |
     heads = kv_heads * group
     # gradients of scores are differences of numbers that grow with the scale
     qkv = packed(b, s, heads, kv_heads, d, scale)
-    judge(qkv, heads, kv_heads, KeyRanges.causal(s, CPU, window), slack=8 * (1 + scale))
+    judge(qkv, heads, kv_heads, KeyRanges.causal(s, CPU, window), slack=32 * (1 + scale))
 
 
 @given(data=st.data(), s=st.sampled_from([4, 100, 270]))

@@ -69,8 +69,8 @@ def test_without_the_extension() -> None:
     assert set(backend.active().values()) == {"reference"}
     assert not backend.native("rms_norm", torch.ones(1))
     lines = backend.describe("cpu", torch.float32)
-    assert lines[0].startswith("kernels reference: adafactor, adamw, ")
-    assert [line.partition(", ")[0] for line in lines if "engine._C" in line] == ["kernels not cpu for adamw"]
+    assert lines[0].startswith("kernels reference: activation, adafactor, ")
+    assert [line.partition(", ")[0] for line in lines if "engine._C" in line] == ["kernels not cpu for activation"]
 
 
 @compiled
@@ -103,8 +103,8 @@ def test_overrides_hold_for_their_op_alone() -> None:
 @compiled
 def test_an_override_must_serve_the_dtype_of_the_run() -> None:
     backend.check("auto", {"normal": "cpu"}, "cpu", torch.bfloat16)  # fills float32 masters
-    with pytest.raises(ConfigError, match=r"ops.overrides.swiglu=cpu, but cpu takes .*, not torch.int8; "):
-        backend.check("auto", {"swiglu": "cpu"}, "cpu", torch.int8)
+    with pytest.raises(ConfigError, match=r"ops.overrides.activation=cpu, but cpu takes .*, not torch.int8; "):
+        backend.check("auto", {"activation": "cpu"}, "cpu", torch.int8)
 
 
 @compiled
