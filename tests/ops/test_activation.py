@@ -61,7 +61,7 @@ def width(op: Op, f: int) -> int:
 @given(
     rows=st.sampled_from([0, 1, 3, 70]),
     f=st.one_of(SIZES, st.just(600)),
-    scale=st.sampled_from([1e-3, 1.0, 30.0, 1e3]),
+    scale=st.sampled_from([1e-3, 1.0, 30.0, 300.0]),
     biased=st.booleans(),
 )
 @settings(max_examples=15, deadline=None)
