@@ -15,13 +15,6 @@
 
 namespace trimaran {
 
-// Rotate the heads of tokens [begin, end): token t at x + t * stride_token, head n at + n * stride_head; y is
-// contiguous [tokens, heads, d]. cos and sin [., d/2] are row t (row t % period when positions repeat).
-void rope(const float* x, const float* cos, const float* sin, float* y, int64_t begin, int64_t end, int64_t heads,
-          int64_t d, int64_t stride_token, int64_t stride_head, int64_t period);
-void rope(const double* x, const float* cos, const float* sin, double* y, int64_t begin, int64_t end, int64_t heads,
-          int64_t d, int64_t stride_token, int64_t stride_head, int64_t period);
-
 // Per row: largest logit, sum of exp(logit - largest), logit of the target (0 when not in [start, start + v)).
 void ce_stats(const float* logits, const int64_t* targets, float* max, float* sum, float* target, int64_t begin,
               int64_t end, int64_t v, int64_t start);

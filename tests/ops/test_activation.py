@@ -61,14 +61,16 @@ def width(op: Op, f: int) -> int:
 @given(
     rows=st.sampled_from([0, 1, 3, 70]),
     f=st.one_of(SIZES, st.just(600)),
-    scale=st.sampled_from([1e-3, 1.0, 30.0, 300.0]),
+    scale=st.sampled_from([1e-3, 1.0, 30.0, 1e4]),
     biased=st.booleans(),
 )
 @settings(max_examples=15, deadline=None)
 def test_values_and_gradients(op: Op, rows: int, f: int, scale: float, biased: bool) -> None:
-    inputs = [draw(1, rows, width(op, f), scale=scale), draw(2, width(op, f))]
-    # torch sums the gradient of the bias by pairs of rows, the kernel one by one in blocks of 64
-    check(op, plain(op), *inputs[: 2 if biased else 1], slack=16 if biased else 4)
+    # what a gate multiplies stays near 1: in float64 torch's gelu is only exact to 1e-15 of the largest value
+    gate_or_x, up = draw(1, rows, f, scale=scale), draw(3, rows, f)
+    inputs = [torch.cat([gate_or_x, up], -1) if op in GATED else gate_or_x, draw(2, width(op, f))]
+    # the gradient of the bias is a small difference of large partial sums over 64 rows
+    check(op, plain(op), *inputs[: 2 if biased else 1], slack=64 if biased else 4)
 
 
 @each_op
