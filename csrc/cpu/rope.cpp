@@ -1,37 +1,48 @@
-// Rotary position embedding (arXiv 2104.09864), half-split pairing, from strided heads to contiguous ones.
-#include "kernels.h"
+#include "rope.h"
 
 namespace trimaran {
 namespace {
 
-template <typename T>
-TRIMARAN_INLINE void rotate(const T* x, const float* cos, const float* sin, T* y, int64_t begin, int64_t end,
-                            int64_t heads, int64_t d, int64_t stride_token, int64_t stride_head, int64_t period) {
-  const int64_t half = d / 2;
-  for (int64_t token = begin; token < end; ++token) {
-    const float *c = cos + (token % period) * half, *s = sin + (token % period) * half;
-    for (int64_t head = 0; head < heads; ++head) {
-      const T *a = x + token * stride_token + head * stride_head, *b = a + half;
-      T *ya = y + (token * heads + head) * d, *yb = ya + half;
+// One head: pair i is at [i * step] and [i * step + apart].
+template <int64_t kStep, typename T>
+TRIMARAN_INLINE void rotate(const T* x, int64_t apart, const float* cos, const float* sin, Wide<T> sign, T* y,
+                            int64_t half) {
+  using W = Wide<T>;
 #pragma omp simd
-      for (int64_t i = 0; i < half; ++i) {
-        const T ci = c[i], si = s[i];
-        ya[i] = a[i] * ci - b[i] * si;
-        yb[i] = b[i] * ci + a[i] * si;
-      }
-    }
+  for (int64_t i = 0; i < half; ++i) {
+    const W c = cos[i], s = sign * W(sin[i]);
+    const W a = widen(x[i * kStep]), b = widen(x[i * kStep + apart]);
+    narrow(a * c - b * s, y[i * kStep]);
+    narrow(b * c + a * s, y[i * kStep + apart]);
   }
 }
 
 }  // namespace
 
-TRIMARAN_CLONES void rope(const float* x, const float* cos, const float* sin, float* y, int64_t begin, int64_t end,
-                          int64_t heads, int64_t d, int64_t stride_token, int64_t stride_head, int64_t period) {
-  rotate(x, cos, sin, y, begin, end, heads, d, stride_token, stride_head, period);
+template <typename T>
+TRIMARAN_CLONES void rope(const RopeShape& shape, Heads<const T> x, const float* cos, const float* sin, Heads<T> y,
+                          int64_t begin, int64_t end) {
+  const auto [heads, half, period, interleaved, inverse] = shape;
+  const Wide<T> sign = inverse ? -1 : 1;
+  for (int64_t token = begin; token < end; ++token) {
+    const float *c = cos + (token % period) * half, *s = sin + (token % period) * half;
+    for (int64_t head = 0; head < heads; ++head) {
+      const T* from = x.data + token * x.token + head * x.head;
+      T* to = y.data + token * y.token + head * y.head;
+      if (interleaved) {
+        rotate<2>(from, 1, c, s, sign, to, half);
+      } else {
+        rotate<1>(from, half, c, s, sign, to, half);
+      }
+    }
+  }
 }
-TRIMARAN_CLONES void rope(const double* x, const float* cos, const float* sin, double* y, int64_t begin, int64_t end,
-                          int64_t heads, int64_t d, int64_t stride_token, int64_t stride_head, int64_t period) {
-  rotate(x, cos, sin, y, begin, end, heads, d, stride_token, stride_head, period);
-}
+
+#define TRIMARAN_ROPE(T) \
+  template void rope(const RopeShape&, Heads<const T>, const float*, const float*, Heads<T>, int64_t, int64_t);
+TRIMARAN_ROPE(float)
+TRIMARAN_ROPE(double)
+TRIMARAN_ROPE(BFloat16)
+TRIMARAN_ROPE(Half)
 
 }  // namespace trimaran

@@ -15,12 +15,5 @@
 
 namespace trimaran {
 
-// Rotate the heads of tokens [begin, end): token t at x + t * stride_token, head n at + n * stride_head; y is
-// contiguous [tokens, heads, d]. cos and sin [., d/2] are row t (row t % period when positions repeat).
-void rope(const float* x, const float* cos, const float* sin, float* y, int64_t begin, int64_t end, int64_t heads,
-          int64_t d, int64_t stride_token, int64_t stride_head, int64_t period);
-void rope(const double* x, const float* cos, const float* sin, double* y, int64_t begin, int64_t end, int64_t heads,
-          int64_t d, int64_t stride_token, int64_t stride_head, int64_t period);
-
 
 }  // namespace trimaran

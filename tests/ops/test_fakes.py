@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.ops import backend
-from engine.ops.activation import swiglu
+from engine.ops.activation import gelu, swiglu
 from engine.ops.adafactor import means_of_squares
 from engine.ops.adamw import adamw_, sum_of_squares
 from engine.ops.attention import attention
@@ -27,6 +27,10 @@ from tests.fake_cuda import run_fake_cuda
 
 def _swiglu() -> Any:
     return swiglu(torch.ones(2, 3, 8))
+
+
+def _gelu() -> Any:
+    return gelu(torch.ones(2, 3, 8), torch.ones(8))
 
 
 def _rms_norm() -> Any:
@@ -87,8 +91,8 @@ def _normal() -> Any:
 
 
 CALLS = [
-    *(_swiglu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _dropout, _add_dropout, _cross_entropy),
-    *(_adamw, _attention, _softmax, _normal),
+    *(_swiglu, _gelu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _dropout, _add_dropout),
+    *(_cross_entropy, _adamw, _attention, _softmax, _normal),
 ]
 
 
@@ -120,8 +124,14 @@ def _norm_operators() -> Any:
     ]  # fmt: skip
 
 
+def _activation_operators() -> Any:
+    x, bias, ops = torch.ones(2, 3, 8).half(), torch.ones(8).half(), torch.ops.trimaran
+    y = ops.activation(x, bias, "swiglu")
+    return y, *ops.activation_backward(y, x, bias, "swiglu"), *ops.activation_backward(y, x, None, "swiglu")
+
+
 @pytest.mark.skipif(backend.load_error() is not None, reason=f"engine._C: {backend.load_error()}")
-@pytest.mark.parametrize("call", [_norm_operators])
+@pytest.mark.parametrize("call", [_norm_operators, _activation_operators])
 def test_what_operators_hand_from_forward_to_backward(call: Callable[[], Any]) -> None:
     real = outline(call())
     with FakeTensorMode():
