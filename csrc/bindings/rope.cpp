@@ -26,20 +26,6 @@ void rotate(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor&
   });
 }
 
-Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  TORCH_CHECK(x.dim() == 4 && x.stride(3) == 1, "rope takes [b, s, heads, d] with adjacent features");
-  TORCH_CHECK(2 * cos.size(-1) == x.size(3), "rope: tables do not fit width ", x.size(3));
-  const trimaran::RopeShape shape{.heads = x.size(2),
-                                  .half = cos.size(-1),
-                                  .period = table_rows(x, cos, sin),
-                                  .interleaved = false,
-                                  .inverse = false};
-  const Tensor source = x.stride(0) == x.size(1) * x.stride(1) || x.size(0) == 1 ? x : x.contiguous();
-  Tensor y = at::empty(x.sizes(), x.options());
-  DISPATCH_ALL(x, "rope", [&] { rotate<scalar_t>(source, cos, sin, y, shape); });
-  return y;
-}
-
 Tensor& rope_(Tensor& x, const Tensor& cos, const Tensor& sin, int64_t heads, bool interleaved, bool inverse) {
   TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "rope_ takes a contiguous tensor [b, s, g, d]");
   TORCH_CHECK(0 <= heads && heads <= x.size(2), "rope_: cannot turn ", heads, " of ", x.size(2), " heads");
@@ -55,11 +41,9 @@ Tensor& rope_(Tensor& x, const Tensor& cos, const Tensor& sin, int64_t heads, bo
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(trimaran, m) {
-  m.def("rope(Tensor x, Tensor cos, Tensor sin) -> Tensor");
   m.def("rope_(Tensor(a!) x, Tensor cos, Tensor sin, int heads, bool interleaved, bool inverse) -> Tensor(a!)");
 }
 
 TORCH_LIBRARY_IMPL(trimaran, CPU, m) {
-  m.impl("rope", &rope);
   m.impl("rope_", &rope_);
 }

@@ -68,17 +68,18 @@ class Attention(nn.Module):
         )
 
     def forward(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
-        qkv = self.qkv(x_bsh)
+        # Outside of what is recomputed: it overwrites its input, which would be rotated twice.
+        qkv_bsf = self.positions.rotate(self.qkv(x_bsh), self.heads.q + self.heads.kv, ctx)
         if self.recompute and self.training:
-            out = checkpoint(self._core, qkv, ctx, use_reentrant=False, preserve_rng_state=False)
+            out = checkpoint(self._core, qkv_bsf, ctx, use_reentrant=False, preserve_rng_state=False)
         else:
-            out = self._core(qkv, ctx)
+            out = self._core(qkv_bsf, ctx)
         return self.out(out)
 
-    def _core(self, qkv: Tensor, ctx: Pass) -> Tensor:
+    def _core(self, qkv_bsf: Tensor, ctx: Pass) -> Tensor:
         heads = self.heads
-        b, s, _ = qkv.shape
-        qkv_bsgd = self.positions.rotate(qkv.view(b, s, -1, heads.dim), heads.q + heads.kv, ctx)
+        b, s, _ = qkv_bsf.shape
+        qkv_bsgd = qkv_bsf.view(b, s, -1, heads.dim)
         if self.dropout > 0 and ctx.key is not None:
             out_bshd = dropped_attention(
                 qkv_bsgd, heads.q, heads.kv, ctx.keys, p=self.dropout, key=ctx.key(self.layer, "attention"),

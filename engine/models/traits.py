@@ -56,5 +56,5 @@ class Positions(Protocol):
 
     def embed(self, x_bsh: Tensor, ctx: Pass) -> Tensor: ...
 
-    def rotate(self, qkv_bsgd: Tensor, turned: int, ctx: Pass) -> Tensor:
-        """Treat the first `turned` heads, queries and keys, of a packed tensor, which may be overwritten."""
+    def rotate(self, qkv_bsf: Tensor, turned: int, ctx: Pass) -> Tensor:
+        """Treat the first `turned` heads, queries and keys, of a packed projection, which may be overwritten."""

@@ -15,7 +15,7 @@ from engine.models.block import Block, drop_hidden
 from engine.models.registry import NORMS, POSITIONS
 from engine.models.traits import Pass
 from engine.ops.key_ranges import KeyRanges
-from engine.parallel.cross_entropy import vocab_parallel_cross_entropy
+from engine.parallel.cross_entropy import LossTerms, vocab_parallel_cross_entropy
 from engine.parallel.embedding import VocabEmbedding
 from engine.parallel.linear import TensorParallel, column_linear
 from engine.parallel.sharding import EMBEDDING, MATRIX, Init, parameter, pieces_of, vocabulary_rows
@@ -79,7 +79,8 @@ class Chunk(nn.Module):
         """Return each token's cross-entropy [b, s]; the logits are spent."""
         logits_nv = logits_bsv.view(-1, logits_bsv.shape[-1])
         (piece,) = pieces_of(self.head)
-        losses_n = vocab_parallel_cross_entropy(logits_nv, labels_bs.reshape(-1), piece.offsets[0], self.tp.axis)
+        terms = LossTerms(vocab=piece.global_shape[0])
+        losses_n = vocab_parallel_cross_entropy(logits_nv, labels_bs.reshape(-1), piece.offsets[0], self.tp.axis, terms)
         return losses_n.view(labels_bs.shape)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.ops import backend
+from engine.ops.libraries import apex
 
 
 def adamw_(
@@ -26,12 +27,21 @@ def adamw_(
 ) -> None:
     """Update `param` and its moments in place with `grad_scale` * `grad`, as torch.optim.AdamW does.
 
-    All flat tensors share one shape and dtype (float32 or float64). `step` (the number of this update, from 1),
-    `grad_scale` and `keep` are 0-dim tensors, read without a host synchronisation on GPUs; keep = 0 leaves
-    everything bitwise as it was, whatever the gradient holds. `rounded`, bfloat16 or float16 of the same shape,
-    receives the updated parameter.
+    All flat tensors share one shape and dtype (float32 or float64); the gradient may be overwritten. `step` (the
+    number of this update, from 1), `grad_scale` and `keep` are 0-dim tensors, read without a host synchronisation on
+    GPUs; keep = 0 leaves everything bitwise as it was, whatever the gradient holds. `rounded`, bfloat16 or float16 of
+    the same shape, receives the updated parameter.
     """
-    if backend.native("adamw", param):
+    runs_on = backend.choose("adamw", param)
+    if runs_on == "apex":
+        apex.adamw_(
+            param, grad, exp_avg, exp_avg_sq, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+            step=step, grad_scale=grad_scale, keep=keep,
+        )  # fmt: skip
+        if rounded is not None:
+            rounded.copy_(torch.where(keep > 0, param.to(rounded.dtype), rounded))
+        return
+    if runs_on == "native":
         torch.ops.trimaran.adamw_(
             param, grad, exp_avg, exp_avg_sq, rounded, lr, beta1, beta2, eps, weight_decay, step, grad_scale, keep
         )
@@ -51,6 +61,9 @@ def adamw_(
 
 def sum_of_squares(flat: Tensor) -> Tensor:
     """Return the sum of squares of a flat tensor as a 0-dim float64."""
-    if backend.native("adamw", flat):
+    runs_on = backend.choose("adamw", flat)
+    if runs_on == "apex":
+        return apex.sum_of_squares(flat)
+    if runs_on == "native":
         return torch.ops.trimaran.sum_of_squares(flat)
     return flat.double().square().sum()

@@ -1,8 +1,8 @@
 """Scaled dot-product attention with grouped kv heads (arXiv 2305.13245) over ranges of visible keys.
 
-Backends: the engine's own blocked kernel on CPUs (FlashAttention-2, arXiv 2307.08691), torch's elsewhere; attention
-with dropout is written out plainly. Saved for backward by our kernel: the packed input, the output, and one number a
-query and head.
+Backends: the engine's own blocked kernel on CPUs (FlashAttention-2, arXiv 2307.08691); on GPUs flash-attn for plain
+causal attention, and torch's kernel for the rest. Attention with dropout is written out plainly. Saved for backward by
+our kernel: the packed input, the output, and one number a query and head.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from engine.ops import backend
 from engine.ops.dropout import dropout
 from engine.ops.key_ranges import KeyRanges
+from engine.ops.libraries import flash
 from engine.ops.softmax import masked_softmax
 
 
@@ -28,8 +29,12 @@ def attention(
     `qkv_bsgd` holds `heads` queries, then `kv_heads` keys, then as many values; query head h reads kv head
     h // (heads / kv_heads). `slopes_h` float32: ALiBi's bias -slope * (query - key) (arXiv 2108.12409).
     """
-    if backend.native("attention", qkv_bsgd):
+    runs_on = backend.choose("attention", qkv_bsgd)
+    if runs_on == "native":
         return _Attention.apply(qkv_bsgd, heads, kv_heads, keys, slopes_h)
+    if runs_on == "flash" and keys.is_causal:
+        q_bshd, k_bskd, v_bskd = qkv_bsgd.split((heads, kv_heads, kv_heads), dim=2)
+        return flash.attention(q_bshd, k_bskd, v_bskd, causal=True, alibi_slopes=slopes_h)
     q_bhsd, k_bhsd, v_bhsd = _split(qkv_bsgd, heads, kv_heads)
     wide = _wide_on_cpu(qkv_bsgd.dtype) if qkv_bsgd.is_cpu else qkv_bsgd.dtype
     q_bhsd, k_bhsd, v_bhsd = q_bhsd.to(wide), k_bhsd.to(wide), v_bhsd.to(wide)

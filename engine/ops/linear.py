@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.ops import backend
 from engine.ops.gradient import deliver
+from engine.ops.libraries import apex
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -27,7 +29,12 @@ def _wide_weight(weight: Tensor) -> Tensor:
 
 def matmul(x: Tensor, weight_oi: Tensor, bias_o: Tensor | None) -> Tensor:
     """Return x W^T + bias: [..., i] -> [..., o]."""
-    return F.linear(_wide(x), _wide_weight(weight_oi), None if bias_o is None else _wide(bias_o)).to(x.dtype)
+    wide = _wide_weight(weight_oi)
+    if bias_o is None:
+        return F.linear(_wide(x), wide).to(x.dtype)
+    y_no = torch.addmm(_wide(bias_o), _wide(x).reshape(-1, x.shape[-1]), wide.t())
+    # Not a view, so that a custom Function may return it and its consumer may overwrite it.
+    return torch.ops.aten._unsafe_view(y_no, (*x.shape[:-1], y_no.shape[1])).to(x.dtype)
 
 
 def grad_input(dy: Tensor, weight_oi: Tensor) -> Tensor:
@@ -41,7 +48,9 @@ def accumulate_weight_grad(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | No
     main_grad = getattr(weight, "main_grad", None)
     if main_grad is None:
         return (dy_no.t() @ x_ni).to(weight.dtype)
-    if main_grad.dtype == dy_no.dtype:
+    if backend.choose("weight_grad", x_ni) == "apex":
+        apex.add_weight_grad_(main_grad, dy_no, x_ni)
+    elif main_grad.dtype == dy_no.dtype:
         main_grad.addmm_(dy_no.t(), x_ni)
     else:  # 16-bit operands on a GPU: their products are summed in float32 anyway, and stay so
         main_grad.add_(torch.mm(dy_no.t(), x_ni, out_dtype=main_grad.dtype))

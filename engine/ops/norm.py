@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.ops import backend
 from engine.ops.gradient import deliver
+from engine.ops.libraries import apex
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -34,8 +35,12 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Any:
         ctx.set_materialize_grads(False)
-        if backend.native("rms_norm", x):
+        runs_on = backend.choose("rms_norm", x)
+        if runs_on == "native":
             y, total, rstd = torch.ops.trimaran.rms_norm(x.contiguous(), _contiguous(residual), weight, eps)
+        elif runs_on == "apex":
+            total = x if residual is None else x + residual
+            y, rstd = apex.rms_norm(total, weight, eps)
         else:
             total = x if residual is None else x + residual
             wide = _wide(total)
@@ -50,10 +55,14 @@ class _RMSNorm(torch.autograd.Function):
         (dy, dtotal), (x, rstd), weight = (*grads, None)[:2], ctx.saved_tensors, ctx.weight
         if dy is None:
             return dtotal, dtotal, None, None
-        if backend.native("rms_norm", x):
+        runs_on = backend.choose("rms_norm", x)
+        if runs_on == "native":
             dx, dw = torch.ops.trimaran.rms_norm_backward(
                 dy.contiguous(), _contiguous(dtotal), x.contiguous(), weight, rstd
             )
+        elif runs_on == "apex":
+            dx, dw = apex.rms_norm_backward(dy, x, weight, rstd)
+            dx = dx if dtotal is None else dx + dtotal
         else:
             dy, normed = _wide(dy), _wide(x) * rstd
             dnormed = dy * weight
@@ -69,10 +78,14 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> Any:
         ctx.set_materialize_grads(False)
-        if backend.native("layer_norm", x):
+        runs_on = backend.choose("layer_norm", x)
+        if runs_on == "native":
             y, total, mean, rstd = torch.ops.trimaran.layer_norm(
                 x.contiguous(), _contiguous(residual), weight, bias, eps
             )
+        elif runs_on == "apex":
+            total = x if residual is None else x + residual
+            y, mean, rstd = apex.layer_norm(total, weight, bias, eps)
         else:
             total = x if residual is None else x + residual
             y, mean, rstd = torch.native_layer_norm(_wide(total), x.shape[-1:], _wide(weight), _wide_or_none(bias), eps)
@@ -87,10 +100,14 @@ class _LayerNorm(torch.autograd.Function):
         weight, bias = ctx.weight, ctx.bias
         if dy is None:
             return dtotal, dtotal, None, None, None
-        if backend.native("layer_norm", x):
+        runs_on = backend.choose("layer_norm", x)
+        if runs_on == "native":
             dx, dw, db = torch.ops.trimaran.layer_norm_backward(
                 dy.contiguous(), _contiguous(dtotal), x.contiguous(), weight, mean, rstd
             )
+        elif runs_on == "apex":
+            dx, dw, db = apex.layer_norm_backward(dy, x, weight, bias, mean, rstd)
+            dx = dx if dtotal is None else dx + dtotal
         else:
             dx, dw, db = torch.ops.aten.native_layer_norm_backward(
                 _wide(dy), _wide(x), x.shape[-1:], mean, rstd, _wide(weight), _wide_or_none(bias),

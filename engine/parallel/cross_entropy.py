@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from engine.mesh import Axis
+from engine.ops import backend
 from engine.ops.cross_entropy import ce_grad_, ce_stats
+from engine.ops.libraries import flash
 from engine.parallel.collectives import MAX, all_reduce
 
 
 class LossTerms(NamedTuple):
     """Label smoothing (arXiv 1512.00567) over a vocabulary of `vocab` tokens, and the z-loss (arXiv 2204.02311).
+
+    `vocab` may be 0, not known, where nothing is smoothed; flash-attn's kernel is then not used.
 
     loss = (1 - smoothing) * nll(target) + smoothing * mean over the vocabulary of nll + z_loss * (log Z)^2
     """
@@ -77,4 +81,11 @@ def vocab_parallel_cross_entropy(
     `logits_nv` [n, local vocabulary] are the columns from `vocab_start` on; they are overwritten by their
     gradient in the backward pass and must not be used afterwards. `targets_n` int64 are global token ids.
     """
+    # The library knows equal shares only; every rank must come to the same choice.
+    is_even = terms.vocab > 0 and terms.vocab % axis.size == 0
+    if is_even and backend.choose("cross_entropy", logits_nv) == "flash":
+        return flash.cross_entropy(
+            logits_nv, targets_n, vocab=terms.vocab, group=axis.group, label_smoothing=terms.smoothing,
+            z_loss=terms.z_loss,
+        )  # fmt: skip
     return _CrossEntropy.apply(logits_nv, targets_n, vocab_start, axis, terms)

@@ -20,7 +20,7 @@ from engine.ops.dropout import add_dropout, dropout
 from engine.ops.key_ranges import KeyRanges
 from engine.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from engine.ops.philox import fill_normal_
-from engine.ops.rope import rope, rope_tables
+from engine.ops.rope import rope_, rope_tables
 from engine.ops.softmax import masked_softmax
 from tests.fake_cuda import run_fake_cuda
 
@@ -50,7 +50,7 @@ def _add_layer_norm() -> Any:
 
 
 def _rope() -> Any:
-    return rope(torch.ones(2, 3, 6, 8)[:, :, :4], *rope_tables(torch.arange(3), 8, 1e4))
+    return rope_(torch.ones(2, 3, 6, 8), *rope_tables(torch.arange(3), 8, 1e4), 4)
 
 
 def _dropout() -> Any:
@@ -146,7 +146,7 @@ def test_backward() -> None:
     backend.select("auto")
     with FakeTensorMode():
         x, w = torch.ones(2, 3, 4, 8, requires_grad=True), torch.ones(8, requires_grad=True)
-        y = rope(rms_norm(x, w, 1e-5), *rope_tables(torch.arange(3), 8, 1e4))
+        y = rope_(rms_norm(x, w, 1e-5), *rope_tables(torch.arange(3), 8, 1e4), 4)
         dropout(swiglu(y), 0.1, 1, torch.ones(2, 3, 4, dtype=torch.int64), 4).sum().backward()
     assert x.grad is not None
     assert w.grad is not None

@@ -30,5 +30,5 @@ class LearnedPositions(nn.Module):
         positions_bs = ctx.positions.expand(ctx.tokens_bs.shape)
         return x_bsh + lookup(self.weight, self.tp.local_sequence(positions_bs))
 
-    def rotate(self, qkv_bsgd: Tensor, turned: int, ctx: Pass) -> Tensor:
-        return qkv_bsgd
+    def rotate(self, qkv_bsf: Tensor, turned: int, ctx: Pass) -> Tensor:
+        return qkv_bsf

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from engine.config import ModelConfig
 from engine.models.registry import POSITIONS
 from engine.models.traits import Pass
-from engine.ops.rope import rope, rope_tables
+from engine.ops.rope import rope_, rope_tables
 from engine.parallel.linear import TensorParallel
 
 
@@ -24,6 +23,6 @@ class RotaryPositions(nn.Module):
     def embed(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
         return x_bsh
 
-    def rotate(self, qkv_bsgd: Tensor, turned: int, ctx: Pass) -> Tensor:
+    def rotate(self, qkv_bsf: Tensor, turned: int, ctx: Pass) -> Tensor:
         cos, sin = ctx.once("rope", lambda: rope_tables(ctx.positions, self.dim, self.theta))
-        return torch.cat([rope(qkv_bsgd[:, :, :turned], cos, sin), qkv_bsgd[:, :, turned:]], dim=2)
+        return rope_(qkv_bsf, cos, sin, turned, head_dim=self.dim)

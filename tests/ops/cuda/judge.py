@@ -48,7 +48,8 @@ def judge(got: Tensor, plain: Tensor, truth: Tensor, terms: float = 0.0) -> None
     """Hold `got` to twice the largest error of `plain`, torch's answer in the same dtype, plus one rounding.
 
     Where torch was lucky, four units in the last place of what kernels compute in are allowed too (sixteen in float64,
-    where torch itself is the truth): of the largest value, or of `terms`, the size of what adds up to it, if it cancels.
+    where torch itself is the truth): of the largest value, or of `terms`, the size of what adds up to it, where it
+    cancels.
     """
     assert got.shape == truth.shape
     info = torch.finfo(got.dtype)
