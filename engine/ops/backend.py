@@ -35,7 +35,7 @@ _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]
     "layer_norm": (_ALL, (), "layer_norm"),
     "normal": (_WIDE, _WIDE, "fill_normal_"),
     "rms_norm": (_ALL, (), "rms_norm"),
-    "rope": (_WIDE, (), "rope"),
+    "rope": (_ALL, (), "rope"),
     "softmax": (_ALL, (), "masked_softmax"),
 }
 

@@ -20,7 +20,7 @@ from engine.ops.dropout import add_dropout, dropout
 from engine.ops.key_ranges import KeyRanges
 from engine.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from engine.ops.philox import fill_normal_
-from engine.ops.rope import rope, rope_tables
+from engine.ops.rope import rope, rope_, rope_tables
 from engine.ops.softmax import masked_softmax
 from tests.fake_cuda import run_fake_cuda
 
@@ -51,6 +51,10 @@ def _add_layer_norm() -> Any:
 
 def _rope() -> Any:
     return rope(torch.ones(2, 3, 6, 8)[:, :, :4], *rope_tables(torch.arange(3), 8, 1e4))
+
+
+def _rope_in_place() -> Any:
+    return rope_(torch.ones(2, 3, 6 * 8), *rope_tables(torch.arange(3), 4, 1e4), 4, head_dim=8)
 
 
 def _dropout() -> Any:
@@ -91,8 +95,8 @@ def _normal() -> Any:
 
 
 CALLS = [
-    *(_swiglu, _gelu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _dropout, _add_dropout),
-    *(_cross_entropy, _adamw, _attention, _softmax, _normal),
+    *(_swiglu, _gelu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _rope_in_place, _dropout),
+    *(_add_dropout, _cross_entropy, _adamw, _attention, _softmax, _normal),
 ]
 
 
