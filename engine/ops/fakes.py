@@ -56,6 +56,11 @@ def _rope_(x: Tensor, *_: object) -> Tensor:
     return x
 
 
+@register_fake("trimaran::rope_")
+def _rope_(x: Tensor, cos: Tensor, sin: Tensor, heads: int, interleaved: bool, inverse: bool) -> Tensor:
+    return x
+
+
 @register_fake("trimaran::activation")
 def _activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     gated = kind in ("swiglu", "geglu", "geglu_tanh", "reglu")

@@ -53,6 +53,10 @@ def _rope() -> Any:
     return rope_(torch.ones(2, 3, 6, 8), *rope_tables(torch.arange(3), 8, 1e4), 4)
 
 
+def _rope_in_place() -> Any:
+    return rope_(torch.ones(2, 3, 6 * 8), *rope_tables(torch.arange(3), 4, 1e4), 4, head_dim=8)
+
+
 def _dropout() -> Any:
     return dropout(torch.ones(2, 3, 8), 0.1, 2**63 + 1, torch.ones(2, 3, dtype=torch.int64), 8)
 
@@ -91,8 +95,8 @@ def _normal() -> Any:
 
 
 CALLS = [
-    *(_swiglu, _gelu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _dropout, _add_dropout),
-    *(_cross_entropy, _adamw, _attention, _softmax, _normal),
+    *(_swiglu, _gelu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _rope_in_place, _dropout),
+    *(_add_dropout, _cross_entropy, _adamw, _attention, _softmax, _normal),
 ]
 
 
