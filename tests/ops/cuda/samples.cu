@@ -104,6 +104,36 @@ __global__ void exchange(const T* from, T* to) {
   tell(static_cast<T>(__all_sync(half, lane % 2 == 0)));
 }
 
+// Lanes below `stay` add up two lanes' numbers; the others leave, before or after those have come to the shuffle.
+__global__ void leave_early(const float* from, float* to, int stay) {
+  const int lane = threadIdx.x;
+  if (lane < stay) to[lane] = from[lane] + __shfl_down_sync(0xffffffffu, from[lane], 5);
+}
+
+enum Sync : int64_t { kNothing, kShuffle, kEarlier, kWarp, kHalves, kChain, kBlock };
+
+// Two threads touch the same element, with something between that may order them.
+__global__ void touch_twice(Sync sync, int first, bool first_writes, int second, bool second_writes, float* to) {
+  TRIMARAN_SHARED(float, element, 1);
+  const int at = threadIdx.x;
+  const auto touch = [&](bool writes) {
+    if (writes) {
+      element[0] = 1;
+    } else {
+      to[at] = element[0];
+    }
+  };
+  if (sync == kEarlier) __syncwarp();
+  if (at == first) touch(first_writes);
+  if (sync == kWarp) __syncwarp();
+  if (sync == kHalves) __syncwarp(at % 2 == 0 ? 0x55555555u : 0xaaaaaaaau);
+  if (sync == kChain && at < 2) __syncwarp(0b011);
+  if (sync == kChain && (at == 1 || at == 2)) __syncwarp(0b110);
+  if (sync == kBlock) __syncthreads();
+  if (sync != kNothing) __shfl_sync(0xffffffffu, 0, 0);  // later in a warp, which alone orders nothing
+  if (at == second) touch(second_writes);
+}
+
 // What a block finds in shared memory before it writes there.
 __global__ void find_unwritten(float* reals, int* integers) {
   TRIMARAN_SHARED(float, real, 2);
@@ -155,6 +185,13 @@ int exchange_uint32(const unsigned* from, unsigned* to) {
   return launch(exchange<unsigned>, 1, 32, nullptr, from, to);
 }
 int exchange_int64(const int64_t* from, int64_t* to) { return launch(exchange<int64_t>, 1, 32, nullptr, from, to); }
+int leave_early(const float* from, float* to, int64_t stay) {
+  return launch(leave_early, 1, 32, nullptr, from, to, static_cast<int>(stay));
+}
+int touch_twice(Sync sync, int64_t first, int64_t first_writes, int64_t second, int64_t second_writes, float* to) {
+  return launch(touch_twice, 1, 64, nullptr, sync, static_cast<int>(first), first_writes != 0,
+                static_cast<int>(second), second_writes != 0, to);
+}
 int find_unwritten(float* reals, int* integers, int64_t blocks) {
   return launch(find_unwritten, dim3(blocks), 1, nullptr, reals, integers);
 }

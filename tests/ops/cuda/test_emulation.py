@@ -88,6 +88,17 @@ def test_shuffles_and_votes(samples: Emulated, dtype: torch.dtype) -> None:
     assert said[11].tolist() == [1, 0] * 16
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_lanes_that_have_left(samples: Emulated, seed: int) -> None:
+    """Nobody waits for them, and what would come from them is not a number."""
+    x, y = torch.rand(32), torch.zeros(32)
+    samples.seed(seed)
+    samples("leave_early", x, y, 20)
+    torch.testing.assert_close(y[:15], x[:15] + x[5:20])
+    assert y[15:20].isnan().all()
+    assert torch.equal(y[20:], torch.zeros(12))
+
+
 def test_every_block_finds_shared_memory_unwritten(samples: Emulated) -> None:
     reals, integers = torch.zeros(4), torch.zeros(4, dtype=torch.int32)
     samples("find_unwritten", reals, integers, 4)

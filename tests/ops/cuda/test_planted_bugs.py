@@ -11,9 +11,16 @@ import torch
 from tests.ops.cuda.build import Emulated, EmulationError, HostBuild
 
 SAMPLES = Path(__file__).parent / "samples.cu"
-BUGS = re.search(r"enum Bug : int64_t {(.+?)}", SAMPLES.read_text(), re.DOTALL)
-assert BUGS is not None
-NUMBER = {name: number for number, name in enumerate(re.findall(r"\w+", BUGS[1]))}
+
+
+def names_of(enum: str) -> list[str]:
+    found = re.search(rf"enum {enum} : int64_t {{(.+?)}}", SAMPLES.read_text(), re.DOTALL)
+    assert found is not None
+    return re.findall(r"\w+", found[1])
+
+
+NUMBER = {name: number for number, name in enumerate(names_of("Bug"))}
+SYNCS = names_of("Sync")
 
 # What goes wrong with sum_rows, 3 rows of 200 in one block, on so many threads.
 CAUGHT = [
@@ -57,6 +64,38 @@ def test_warps_need_their_barriers(samples: Emulated, seed: int) -> None:
     x, sums = torch.rand(2, 64, dtype=torch.float64), torch.empty(2, dtype=torch.float64)
     with pytest.raises(EmulationError, match=r"race: element \d+ of sums\[1024\] .*"):
         samples("sum_by_halves", NUMBER["kNoWarpBarrier"], x, sums, 2, 64)
+
+
+def ordered(sync: str, first: int, second: int) -> bool:
+    """Whether what touch_twice has between its two threads orders their accesses."""
+    if sync == "kBlock":
+        return True
+    if first >= 32 or second >= 32:
+        return False
+    chain = {(0, 1), (0, 2), (1, 0), (1, 2), (2, 1)}  # lane 0 goes on before it could hear of lane 2
+    return (
+        sync == "kWarp"
+        or (sync == "kHalves" and (first - second) % 2 == 0)
+        or (sync == "kChain" and (first, second) in chain)
+    )
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+@pytest.mark.parametrize(("first", "second"), [(0, 2), (2, 0), (1, 0), (0, 34), (40, 3)])
+@pytest.mark.parametrize("writes", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=["RR", "RW", "WR", "WW"])
+def test_races_between_two_threads(
+    samples: Emulated, sync: str, first: int, second: int, writes: tuple[int, int]
+) -> None:
+    """A race is seen in each order of the threads, and nothing else is taken for one."""
+    arguments = (SYNCS.index(sync), first, writes[0], second, writes[1], torch.empty(64))
+    for seed in range(4):
+        samples.seed(seed)
+        if ordered(sync, first, second) or not any(writes):
+            samples("touch_twice", *arguments)
+            continue
+        with pytest.raises(EmulationError, match="race: element 0 of element") as caught:
+            samples("touch_twice", *arguments)
+        assert set(re.findall(r"by thread (\d+) at", str(caught.value))) == {str(first), str(second)}
 
 
 def test_plain_shared_arrays_are_refused(host_build: HostBuild) -> None:
