@@ -52,11 +52,6 @@ def _layer_norm_backward(
 
 
 @register_fake("trimaran::rope_")
-def _rope_(x: Tensor, *_: object) -> Tensor:
-    return x
-
-
-@register_fake("trimaran::rope_")
 def _rope_(x: Tensor, cos: Tensor, sin: Tensor, heads: int, interleaved: bool, inverse: bool) -> Tensor:
     return x
 
