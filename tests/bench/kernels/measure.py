@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from engine.ops import backend
-from tests.bench.kernels import attention
+from tests.bench.kernels import attention, loss, rows
 from tests.bench.kernels.case import Case, Limits
 from tests.bench.pairs import Plan
 from tests.bench.table import Row
 from tests.ranks import run_ranks
 
-GROUPS: dict[str, Callable[[], Iterator[Case]]] = {"attention": attention.cases}
+GROUPS: list[Callable[[], Iterator[Case]]] = [rows.cases, loss.cases, attention.cases]
 
 
 def kernel_rows(plan: Plan, threads: int = 2) -> list[Row]:
@@ -26,6 +26,6 @@ def _body(rank: int, world: int, plan: Plan, threads: int) -> list[Row]:
     backend.select("auto")
     torch.manual_seed(0)
     limits = Limits.measure()
-    rows = [case.measure(plan, limits) for group in GROUPS.values() for case in group()]
+    measured = [case.measure(plan, limits) for group in GROUPS for case in group()]
     copy, gemm = limits.bytes_per_s / 1e9, limits.flops_per_s / 1e9
-    return [*rows, Row("the limits", f"copy {copy:.1f} GB/s, GEMM {gemm:.0f} GF/s", *[""] * 5)]
+    return [*measured, Row("the limits", f"copy {copy:.1f} GB/s, GEMM {gemm:.0f} GF/s", *[""] * 5)]
