@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> None:
         Tokenizer.train(documents(files, "auto", options.jsonl_key, Skipped()), options.vocab).save(tokenizer_file)
     meta = index_documents(
         documents(files, "auto", options.jsonl_key, skipped), tokenizer_file, Path(options.output),
-        append_eod=not options.no_eod, workers=options.workers, show=True,
+        append_eod=not options.no_eod, workers=options.workers, show=True, source=" ".join(options.files),
+        skipped=skipped,
     )  # fmt: skip
     left_out = f" (left out: {skipped.describe()})" if skipped.describe() else ""
     print(f"{options.output}: {meta.documents:,} documents, {meta.tokens:,} tokens, "
