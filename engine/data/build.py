@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.config import DataConfig
 from engine.data.corpus import Skipped, builtin_files, documents, find_files
-from engine.data.indexed import IndexedDataset, idx_path
+from engine.data.indexed import IndexedDataset, bin_path, idx_path
 from engine.data.loader import Collator
 from engine.data.preprocess import index_documents, meta_path, open_index
 from engine.data.samples import Samples
@@ -132,7 +132,7 @@ def _source(entry: Any, form: str) -> Source:
         raise ConfigError(f"data.paths: the weight of {path} is {weight:g}; write a number above 0, or leave it out.")
     if form != "auto":
         return Source(float(weight), _prefix(path) if form == "megatron" else path, form)
-    if path.endswith((".bin", ".idx")) or idx_path(path).exists():
+    if path.endswith((".bin", ".idx")) or idx_path(path).exists() or bin_path(path).exists():
         return Source(float(weight), _prefix(path), "megatron")
     return Source(float(weight), path, "jsonl" if path.endswith((".jsonl", ".ndjson")) else "auto")
 

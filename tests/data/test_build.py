@@ -125,6 +125,7 @@ def test_a_model_smaller_than_the_tokenizer_is_refused(tmp_path: Path, text: Pat
         ({"paths": [[0, "{text}"]]}, ConfigError, r"weight of .*corpus\.jsonl is 0; write a number above 0"),
         ({"paths": [["nan", "{text}"]]}, ConfigError, "neither a path nor a pair"),
         ({"paths": [[float("nan"), "{text}"]]}, ConfigError, "is nan; write a number above 0"),
+        ({"paths": ["{half}"], "tokenizer": "none"}, DataError, r"half\.idx is missing"),
         ({"paths": ["{text}"], "cache_dir": "{text}/x"}, DiskError, "/x cannot be written: Not a directory"),
     ],
 )
@@ -133,7 +134,8 @@ def test_bad_input_gets_one_line(
 ) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    names = {"text": text, "empty": tmp_path / "empty.txt", "latin": tmp_path / "latin.txt"}
+    (tmp_path / "half.bin").write_bytes(b"")
+    names = {"half": tmp_path / "half", "text": text, "empty": tmp_path / "empty.txt", "latin": tmp_path / "latin.txt"}
 
     def fill(value: Any) -> Any:
         if isinstance(value, list):

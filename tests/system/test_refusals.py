@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.data.tokenizer import Tokenizer
 from tests.system.runs import corpus, run
 
 
@@ -27,3 +28,13 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, setting: str, reason: s
     assert len(told) == 1
     assert reason.format(root=tmp_path) in told[0]
     assert "Traceback" not in refused.stdout
+
+
+def test_a_corpus_refused_by_its_workers_leaves_no_other_complaint(tmp_path: Path) -> None:
+    """A rank leaves at once: Python's own tidying must not find the pool of processes and warn of leaks."""
+    corpus(tmp_path)
+    Tokenizer.train(["wind and sail"], 300).save(tmp_path / "tokenizer.json")
+    refused = run(tmp_path, f"data.tokenizer={tmp_path}/tokenizer.json", "data.jsonl_key=body", "data.workers=2")
+    assert refused.returncode == 2
+    assert "no line has a text field 'body'" in refused.stdout.splitlines()[-1]
+    assert "leaked" not in refused.stdout
