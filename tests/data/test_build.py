@@ -86,6 +86,19 @@ def test_formats_and_globs(tmp_path: Path) -> None:
     assert [blend.train.locate(k)[0] for k in range(4)].count(0) == 3
 
 
+def test_indexing_ahead_says_what_it_cannot_do(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    for words, told in (
+        ([str(text), "--output", f"{text}/x"], f"{text}/x cannot be written: File exists; make room there, or"),
+        ([str(tmp_path / "latin.txt"), "--output", f"{tmp_path}/x"], "latin.txt: 1 texts with bad UTF-8."),
+        (["nowhere.txt", "--output", f"{tmp_path}/x"], "no file is called 'nowhere.txt'"),
+    ):
+        assert preprocess.main([*words, "--workers", "1", "--vocab", "300"]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
+
+
 def test_indexed_data_without_a_tokenizer_needs_a_vocabulary(tmp_path: Path, text: Path) -> None:
     prefix = build(tmp_path, paths=[str(text)]).train.splits[0].dataset.prefix
     assert build(tmp_path, vocab=512, paths=[prefix], tokenizer="none").vocab == 512
