@@ -13,9 +13,10 @@ from engine.ops.key_ranges import KeyRanges
 
 @dataclass(frozen=True)
 class Activation:
-    """`function` maps [..., 2f] (gate, then up) to [..., f] when `gated`, else [..., f] to [..., f]."""
+    """A `kind` of `engine.ops.activation`; it maps [..., 2f] (gate, then up) to [..., f] when `gated`, else [..., f] to
+    [..., f]."""
 
-    function: Callable[[Tensor], Tensor]
+    kind: str
     gated: bool
 
 

@@ -61,22 +61,31 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Te
     return dz.to(x.dtype), dz.flatten(0, -2).sum(0) if bias is not None else dz.new_empty(0)
 
 
+def activate(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    """Return the activation `kind` of x + bias, without autograd; see the functions below."""
+    if backend.native("activation", x):
+        return torch.ops.trimaran.activation(x.contiguous(), bias, kind)
+    return _forward(x, bias, kind)
+
+
+def activate_backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and, in float32 or wider, of the bias (no elements where there is none)."""
+    if backend.native("activation", x):
+        return torch.ops.trimaran.activation_backward(dy.contiguous(), x.contiguous(), bias, kind)
+    return _backward(dy, x, bias, kind)
+
+
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bias, ctx.kind = bias, kind
-        if backend.native("activation", x):
-            return torch.ops.trimaran.activation(x.contiguous(), bias, kind)
-        return _forward(x, bias, kind)
+        return activate(x, bias, kind)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x,), bias, kind = ctx.saved_tensors, ctx.bias, ctx.kind
-        if backend.native("activation", x):
-            dx, dbias = torch.ops.trimaran.activation_backward(grads[0].contiguous(), x.contiguous(), bias, kind)
-        else:
-            dx, dbias = _backward(grads[0], x, bias, kind)
+        (x,), bias = ctx.saved_tensors, ctx.bias
+        dx, dbias = activate_backward(grads[0], x, bias, ctx.kind)
         return dx, None if bias is None else deliver(bias, dbias), None
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.mesh import Axis
-from engine.ops.linear import accumulate_bias_grad, accumulate_weight_grad, grad_input, matmul
+from engine.ops.activation import activate, activate_backward
+from engine.ops.linear import accumulate_bias_grad, accumulate_weight_grad, grad_input, matmul, widen
 from engine.parallel.collectives import DONE, all_reduce, gather_sequence, start_scatter_sequence
 from engine.parallel.sharding import Piece, parameter
 
@@ -52,10 +53,10 @@ class _Column(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (x_bsi,) = ctx.saved_tensors
-        dy_bso, tp = grads[0], ctx.tp
+        dy_bso, tp = widen(grads[0]), ctx.tp
         dx_bsi, handle = None, DONE
         if ctx.needs_input_grad[0]:
-            dx_bsi = grad_input(dy_bso, ctx.weight)
+            dx_bsi = grad_input(dy_bso, ctx.weight, x_bsi.dtype)
             if tp.shards_sequence:
                 dx_bsi, handle = start_scatter_sequence(dx_bsi, tp.axis)
             else:
@@ -68,12 +69,19 @@ class _Column(torch.autograd.Function):
 
 
 class _Row(torch.autograd.Function):
-    """y = sum over tp of x W^T, + bias, for my columns of W; my sequence shard of it under SP. Saves x."""
+    """y = sum over tp of f(x) W^T, + bias, for my columns of W; my sequence shard of it under SP.
+
+    f is the activation `kind`, or nothing. Saves x alone: f(x) is computed again for the weight's gradient, which
+    costs one pass over memory and saves a tensor as large as x, or half of it for gated activations.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_bsi: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel) -> Tensor:
-        ctx.save_for_backward(x_bsi)
-        ctx.weight, ctx.bias, ctx.tp = weight_oi, bias_o, tp
+    def forward(
+        ctx: Any, x_bsf: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel, kind: str | None
+    ) -> Tensor:
+        ctx.save_for_backward(x_bsf)
+        ctx.weight, ctx.bias, ctx.tp, ctx.kind = weight_oi, bias_o, tp, kind
+        x_bsi = x_bsf if kind is None else activate(x_bsf, None, kind)
         if tp.axis.size == 1:
             return matmul(x_bsi, weight_oi, bias_o)
         y_bso = matmul(x_bsi, weight_oi, None)
@@ -86,12 +94,15 @@ class _Row(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x_bsi,) = ctx.saved_tensors
+        (x_bsf,), kind = ctx.saved_tensors, ctx.kind
         dy_bso, tp = grads[0], ctx.tp
         bias_grad = None if ctx.bias is None else accumulate_bias_grad(ctx.bias, dy_bso)
-        whole_bso = gather_sequence(dy_bso, tp.axis) if tp.shards_sequence else dy_bso
-        dx_bsi = grad_input(whole_bso, ctx.weight)
-        return dx_bsi, accumulate_weight_grad(ctx.weight, whole_bso, x_bsi), bias_grad, None
+        wide_bso = widen(gather_sequence(dy_bso, tp.axis) if tp.shards_sequence else dy_bso)
+        dx_bsf = grad_input(wide_bso, ctx.weight, x_bsf.dtype)
+        if kind is None:
+            return dx_bsf, accumulate_weight_grad(ctx.weight, wide_bso, x_bsf), bias_grad, None, None
+        weight_grad = accumulate_weight_grad(ctx.weight, wide_bso, activate(x_bsf, None, kind))
+        return activate_backward(dx_bsf, x_bsf, None, kind)[0], weight_grad, bias_grad, None, None
 
 
 class _Linear(nn.Module):
@@ -110,10 +121,13 @@ class ColumnLinear(_Linear):
 
 
 class RowLinear(_Linear):
-    """[b, s, my columns] -> [b, s, out], summed over tp; a sequence shard under SP."""
+    """[b, s, my columns] -> [b, s, out], summed over tp; a sequence shard under SP.
 
-    def forward(self, x_bsi: Tensor) -> Tensor:
-        return _Row.apply(x_bsi, self.weight, self.bias, self.tp)
+    With an `activation` (a kind of `engine.ops.activation`) the columns are those of its output.
+    """
+
+    def forward(self, x_bsf: Tensor, activation: str | None = None) -> Tensor:
+        return _Row.apply(x_bsf, self.weight, self.bias, self.tp, activation)
 
 
 def column_linear(x_bsi: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel) -> Tensor:
