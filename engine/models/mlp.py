@@ -29,4 +29,4 @@ class FeedForward(nn.Module):
         self.down = RowLinear([down_weight], [down_bias] if config.mlp_bias else [], tp)
 
     def forward(self, x_bsh: Tensor) -> Tensor:
-        return self.down(self.up(x_bsh), self.activation.kind)
+        return self.down(self.activation.function(self.up(x_bsh)))

@@ -13,10 +13,9 @@ from engine.ops.key_ranges import KeyRanges
 
 @dataclass(frozen=True)
 class Activation:
-    """A `kind` of `engine.ops.activation`; it maps [..., 2f] (gate, then up) to [..., f] when `gated`, else [..., f] to
-    [..., f]."""
+    """`function` maps [..., 2f] (gate, then up) to [..., f] when `gated`, else [..., f] to [..., f]."""
 
-    kind: str
+    function: Callable[[Tensor], Tensor]
     gated: bool
 
 

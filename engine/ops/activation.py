@@ -1,4 +1,6 @@
-"""Feed-forward non-linearities, with the bias of the layer before them. Saved for backward: input and bias alone.
+"""Feed-forward non-linearities, with the bias of the layer before them.
+
+Saved for backward: the input alone, and a linear layer that follows keeps nothing more (`engine.ops.recipe`).
 
 Arithmetic is in float32 (float64 for float64) and is rounded once; the gradient of the bias is summed there.
 """
@@ -6,6 +8,7 @@ Arithmetic is in float32 (float64 for float64) and is rounded once; the gradient
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 
 from engine.ops import backend
 from engine.ops.gradient import deliver
+from engine.ops.recipe import with_recipe
 
 _aten = torch.ops.aten
 
@@ -61,69 +65,64 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Te
     return dz.to(x.dtype), dz.flatten(0, -2).sum(0) if bias is not None else dz.new_empty(0)
 
 
-def activate(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-    """Return the activation `kind` of x + bias, without autograd; see the functions below."""
-    if backend.native("activation", x):
-        return torch.ops.trimaran.activation(x.contiguous(), bias, kind)
-    return _forward(x, bias, kind)
-
-
-def activate_backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and, in float32 or wider, of the bias (no elements where there is none)."""
-    if backend.native("activation", x):
-        return torch.ops.trimaran.activation_backward(dy.contiguous(), x.contiguous(), bias, kind)
-    return _backward(dy, x, bias, kind)
-
-
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bias, ctx.kind = bias, kind
-        return activate(x, bias, kind)
+        if backend.native("activation", x):
+            return torch.ops.trimaran.activation(x.contiguous(), bias, kind)
+        return _forward(x, bias, kind)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x,), bias = ctx.saved_tensors, ctx.bias
-        dx, dbias = activate_backward(grads[0], x, bias, ctx.kind)
+        (x,), bias, kind = ctx.saved_tensors, ctx.bias, ctx.kind
+        if backend.native("activation", x):
+            dx, dbias = torch.ops.trimaran.activation_backward(grads[0].contiguous(), x.contiguous(), bias, kind)
+        else:
+            dx, dbias = _backward(grads[0], x, bias, kind)
         return dx, None if bias is None else deliver(bias, dbias), None
+
+
+def _activate(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    return with_recipe(_Activation.apply(x, bias, kind), partial(_activate, bias=bias, kind=kind), x)
 
 
 def swiglu(x_2f: Tensor, bias_2f: Tensor | None = None) -> Tensor:
     """Return silu(gate) * up for [gate, up] = x + bias, x [..., 2f] -> [..., f] (arXiv 2002.05202)."""
-    return _Activation.apply(x_2f, bias_2f, "swiglu")
+    return _activate(x_2f, bias_2f, "swiglu")
 
 
 def geglu(x_2f: Tensor, bias_2f: Tensor | None = None) -> Tensor:
     """Return gelu(gate) * up for [gate, up] = x + bias, x [..., 2f] -> [..., f] (arXiv 2002.05202)."""
-    return _Activation.apply(x_2f, bias_2f, "geglu")
+    return _activate(x_2f, bias_2f, "geglu")
 
 
 def geglu_tanh(x_2f: Tensor, bias_2f: Tensor | None = None) -> Tensor:
     """Return `geglu` with the tanh approximation of GELU."""
-    return _Activation.apply(x_2f, bias_2f, "geglu_tanh")
+    return _activate(x_2f, bias_2f, "geglu_tanh")
 
 
 def reglu(x_2f: Tensor, bias_2f: Tensor | None = None) -> Tensor:
     """Return relu(gate) * up for [gate, up] = x + bias, x [..., 2f] -> [..., f] (arXiv 2002.05202)."""
-    return _Activation.apply(x_2f, bias_2f, "reglu")
+    return _activate(x_2f, bias_2f, "reglu")
 
 
 def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return z * Phi(z) for z = x + bias, Phi the normal distribution function (arXiv 1606.08415)."""
-    return _Activation.apply(x, bias, "gelu")
+    return _activate(x, bias, "gelu")
 
 
 def gelu_tanh(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the tanh approximation of GELU that GPT-2 was trained with, of x + bias."""
-    return _Activation.apply(x, bias, "gelu_tanh")
+    return _activate(x, bias, "gelu_tanh")
 
 
 def relu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return max(x + bias, 0)."""
-    return _Activation.apply(x, bias, "relu")
+    return _activate(x, bias, "relu")
 
 
 def squared_relu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return max(x + bias, 0)^2 (arXiv 2109.08668)."""
-    return _Activation.apply(x, bias, "squared_relu")
+    return _activate(x, bias, "squared_relu")

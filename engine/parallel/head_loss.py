@@ -8,7 +8,7 @@ therefore know what the backward pass is going to start from. Saved for backward
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.ops import backend
 from engine.ops.cross_entropy import ce_grad_
 from engine.ops.linear import add_weight_grad_, grad_input, matmul, widen
-from engine.parallel.collectives import DONE, Handle, all_reduce, gather_sequence, start_scatter_sequence
+from engine.parallel.collectives import DONE, all_reduce, gather_sequence, start_scatter_sequence
 from engine.parallel.cross_entropy import NO_TERMS, LossTerms, joined_stats, vocab_parallel_cross_entropy
 from engine.parallel.linear import TensorParallel, column_linear
 from engine.parallel.sharding import pieces_of
@@ -93,34 +93,21 @@ class _HeadLoss(torch.autograd.Function):
         rows: int,
         trains: bool,
     ) -> Tensor:
-        (piece,) = pieces_of(head_vh)
         whole_bsh = gather_sequence(x_bsh, tp.axis) if tp.shards_sequence else x_bsh
         x_nh = whole_bsh.reshape(-1, whole_bsh.shape[-1])
-        dx_nh = torch.empty_like(x_nh) if trains else x_nh
-        dhead_vh = _gradient_of(head_vh) if trains else head_vh
-        scale_n = _scales(targets_n, share, x_nh)
-        losses: list[Tensor] = []
-        handles: list[Handle] = []
-        for start in range(0, len(x_nh), rows):
-            block = slice(start, start + rows)
-            wide_nh, block_targets_n = widen(x_nh[block]), targets_n[block]
-            logits_nv = matmul(wide_nh, head_vh, None)
-            losses_n, max_n, log_sum_n = joined_stats(logits_nv, block_targets_n, piece.offsets[0], tp.axis, terms)
-            losses.append(losses_n)
-            if not trains:
-                continue
-            dlogits_nv = ce_grad_(
-                logits_nv, block_targets_n, piece.offsets[0], max_n, log_sum_n, scale_n[block], **terms._asdict()
-            )
-            dx_nh[block] = grad_input(dlogits_nv, head_vh)
+        spans = [slice(start, start + rows) for start in range(0, len(x_nh), rows)]
+        if not trains:
+            return _sum(torch.cat([_block(x_nh[n], head_vh, targets_n[n], tp, terms) for n in spans]), share)
+        dx_nh, scale_n = torch.empty_like(x_nh), _scales(targets_n, share, x_nh)
+        dhead_vh, losses = _gradient_of(head_vh), list[Tensor]()
+        ctx.handles = []
+        for n in spans:
+            into = _Into(dx_nh[n], dhead_vh, scale_n[n])
+            losses.append(_block(x_nh[n], head_vh, targets_n[n], tp, terms, into))
             if not tp.shards_sequence:
-                handles.append(all_reduce(dx_nh[block], tp.axis, asynchronous=True))
-            add_weight_grad_(dhead_vh, dlogits_nv, wide_nh)
-        loss = _sum(torch.cat(losses), share)
-        if trains:
-            ctx.dx_bsh, ctx.handles = dx_nh.view_as(whole_bsh), handles
-            ctx.head, ctx.dhead_vh, ctx.tp = head_vh, dhead_vh, tp
-        return loss
+                ctx.handles.append(all_reduce(dx_nh[n], tp.axis, asynchronous=True))
+        ctx.dx_bsh, ctx.head, ctx.dhead_vh, ctx.tp = dx_nh.view_as(whole_bsh), head_vh, dhead_vh, tp
+        return _sum(torch.cat(losses), share)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
@@ -133,6 +120,30 @@ class _HeadLoss(torch.autograd.Function):
             ctx.head.grad_ready()
             return dx_bsh, *[None] * 7
         return dx_bsh, ctx.dhead_vh.to(ctx.head.dtype), *[None] * 6
+
+
+class _Into(NamedTuple):
+    """Where a block's gradients go: written over `dx_nh`, added to `dhead_vh`; `scale_n` is that of the losses."""
+
+    dx_nh: Tensor
+    dhead_vh: Tensor
+    scale_n: Tensor
+
+
+def _block(
+    x_nh: Tensor, head_vh: Tensor, targets_n: Tensor, tp: TensorParallel, terms: LossTerms, into: _Into | None = None
+) -> Tensor:
+    """Return the losses of a block of tokens; its logits are gone at the end."""
+    (piece,) = pieces_of(head_vh)
+    wide_nh = widen(x_nh)
+    logits_nv = matmul(wide_nh, head_vh, None)
+    losses_n, max_n, log_sum_n = joined_stats(logits_nv, targets_n, piece.offsets[0], tp.axis, terms)
+    if into is not None:
+        stats = (max_n, log_sum_n, into.scale_n)
+        dlogits_nv = ce_grad_(logits_nv, targets_n, piece.offsets[0], *stats, **terms._asdict())
+        into.dx_nh.copy_(grad_input(dlogits_nv, head_vh))
+        add_weight_grad_(into.dhead_vh, dlogits_nv, wide_nh)
+    return losses_n
 
 
 def _gradient_of(head_vh: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.mesh import Axis
-from engine.ops.activation import activate, activate_backward
 from engine.ops.linear import accumulate_bias_grad, accumulate_weight_grad, grad_input, matmul, widen
+from engine.ops.recipe import recipe_of
 from engine.parallel.collectives import DONE, all_reduce, gather_sequence, start_scatter_sequence
 from engine.parallel.sharding import Piece, parameter
 
@@ -41,26 +41,26 @@ class TensorParallel:
 
 
 class _Column(torch.autograd.Function):
-    """y = gather(x) W^T + bias, for my rows of W. Saves x (my shard of it under SP)."""
+    """y = gather(x) W^T + bias, for my rows of W. Saves what x is made of (my shard of it under SP)."""
 
     @staticmethod
     def forward(ctx: Any, x_bsi: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel) -> Tensor:
-        ctx.save_for_backward(x_bsi)
+        _keep(ctx, x_bsi)
         ctx.weight, ctx.bias, ctx.tp = weight_oi, bias_o, tp
         whole_bsi = gather_sequence(x_bsi, tp.axis) if tp.shards_sequence else x_bsi
         return matmul(whole_bsi, weight_oi, bias_o)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x_bsi,) = ctx.saved_tensors
         dy_bso, tp = widen(grads[0]), ctx.tp
         dx_bsi, handle = None, DONE
         if ctx.needs_input_grad[0]:
-            dx_bsi = grad_input(dy_bso, ctx.weight, x_bsi.dtype)
+            dx_bsi = grad_input(dy_bso, ctx.weight, grads[0].dtype)
             if tp.shards_sequence:
                 dx_bsi, handle = start_scatter_sequence(dx_bsi, tp.axis)
             else:
                 handle = all_reduce(dx_bsi, tp.axis, asynchronous=True)
+        x_bsi = _kept(ctx)
         whole_bsi = gather_sequence(x_bsi, tp.axis) if tp.shards_sequence else x_bsi
         weight_grad = accumulate_weight_grad(ctx.weight, dy_bso, whole_bsi)
         bias_grad = None if ctx.bias is None else accumulate_bias_grad(ctx.bias, dy_bso)
@@ -69,19 +69,12 @@ class _Column(torch.autograd.Function):
 
 
 class _Row(torch.autograd.Function):
-    """y = sum over tp of f(x) W^T, + bias, for my columns of W; my sequence shard of it under SP.
-
-    f is the activation `kind`, or nothing. Saves x alone: f(x) is computed again for the weight's gradient, which
-    costs one pass over memory and saves a tensor as large as x, or half of it for gated activations.
-    """
+    """y = sum over tp of x W^T, + bias, for my columns of W; my sequence shard of it under SP. Saves as `_Column`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_bsf: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel, kind: str | None
-    ) -> Tensor:
-        ctx.save_for_backward(x_bsf)
-        ctx.weight, ctx.bias, ctx.tp, ctx.kind = weight_oi, bias_o, tp, kind
-        x_bsi = x_bsf if kind is None else activate(x_bsf, None, kind)
+    def forward(ctx: Any, x_bsi: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel) -> Tensor:
+        _keep(ctx, x_bsi)
+        ctx.weight, ctx.bias, ctx.tp = weight_oi, bias_o, tp
         if tp.axis.size == 1:
             return matmul(x_bsi, weight_oi, bias_o)
         y_bso = matmul(x_bsi, weight_oi, None)
@@ -94,15 +87,22 @@ class _Row(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x_bsf,), kind = ctx.saved_tensors, ctx.kind
         dy_bso, tp = grads[0], ctx.tp
         bias_grad = None if ctx.bias is None else accumulate_bias_grad(ctx.bias, dy_bso)
         wide_bso = widen(gather_sequence(dy_bso, tp.axis) if tp.shards_sequence else dy_bso)
-        dx_bsf = grad_input(wide_bso, ctx.weight, x_bsf.dtype)
-        if kind is None:
-            return dx_bsf, accumulate_weight_grad(ctx.weight, wide_bso, x_bsf), bias_grad, None, None
-        weight_grad = accumulate_weight_grad(ctx.weight, wide_bso, activate(x_bsf, None, kind))
-        return activate_backward(dx_bsf, x_bsf, None, kind)[0], weight_grad, bias_grad, None, None
+        dx_bsi = grad_input(wide_bso, ctx.weight, dy_bso.dtype)
+        return dx_bsi, accumulate_weight_grad(ctx.weight, wide_bso, _kept(ctx)), bias_grad, None
+
+
+def _keep(ctx: Any, x: Tensor) -> None:
+    """Save what the backward pass needs to have x."""
+    recipe = recipe_of(x)
+    ctx.make = recipe.make
+    ctx.save_for_backward(recipe.source)
+
+
+def _kept(ctx: Any) -> Tensor:
+    return ctx.make(*ctx.saved_tensors)
 
 
 class _Linear(nn.Module):
@@ -121,13 +121,10 @@ class ColumnLinear(_Linear):
 
 
 class RowLinear(_Linear):
-    """[b, s, my columns] -> [b, s, out], summed over tp; a sequence shard under SP.
+    """[b, s, my columns] -> [b, s, out], summed over tp; a sequence shard under SP."""
 
-    With an `activation` (a kind of `engine.ops.activation`) the columns are those of its output.
-    """
-
-    def forward(self, x_bsf: Tensor, activation: str | None = None) -> Tensor:
-        return _Row.apply(x_bsf, self.weight, self.bias, self.tp, activation)
+    def forward(self, x_bsi: Tensor) -> Tensor:
+        return _Row.apply(x_bsi, self.weight, self.bias, self.tp)
 
 
 def column_linear(x_bsi: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel) -> Tensor:

@@ -2,6 +2,7 @@
 
 from engine.models.registry import ACTIVATIONS
 from engine.models.traits import Activation
+from engine.ops.activation import gelu, gelu_tanh
 
-ACTIVATIONS.register("gelu")(Activation("gelu", gated=False))
-ACTIVATIONS.register("gelu_tanh")(Activation("gelu_tanh", gated=False))
+ACTIVATIONS.register("gelu")(Activation(gelu, gated=False))
+ACTIVATIONS.register("gelu_tanh")(Activation(gelu_tanh, gated=False))

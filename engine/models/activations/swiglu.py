@@ -2,5 +2,6 @@
 
 from engine.models.registry import ACTIVATIONS
 from engine.models.traits import Activation
+from engine.ops.activation import swiglu
 
-ACTIVATIONS.register("swiglu")(Activation("swiglu", gated=True))
+ACTIVATIONS.register("swiglu")(Activation(swiglu, gated=True))
