@@ -11,7 +11,9 @@
 namespace trimaran {
 namespace {
 
-constexpr int64_t kQueries = 96, kKeys = 256;  // of a block: operands and scores of one fit into 512 KiB of cache
+// Queries and keys of a block at most: its operands and scores fit into 512 KiB of cache.
+constexpr int64_t kQueries = 96, kKeys = 256;
+int64_t keys_of_block(int64_t d) { return d > 64 ? kKeys / 2 : kKeys; }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -24,6 +26,27 @@ TRIMARAN_INLINE void copy_rows(Rows<const T> from, int64_t begin, int64_t end, i
 #pragma omp simd
     for (int64_t i = 0; i < d; ++i) to[i] = widen(x[i]) * factor;
     for (int64_t i = d; i < width; ++i) to[i] = 0;
+  }
+}
+
+// Panels of the rows: panel p holds features [p * kPanel, (p + 1) * kPanel) of rows [begin, end), row after row, so that
+// a tile reads adjacent lines. It has room for `room` rows. Features are padded with zeros.
+template <typename T, typename W>
+TRIMARAN_INLINE void copy_panels(Rows<const T> from, int64_t begin, int64_t end, int64_t room, int64_t d, W factor,
+                                 W* to) {
+  constexpr int64_t P = kPanel<W>;
+  for (int64_t start = 0; start < d; start += P, to += room * P) {
+    const int64_t count = std::min(P, d - start);
+    for (int64_t row = begin; row < end; ++row) {
+      const T* x = from.data + row * from.stride + start;
+      W* line = to + (row - begin) * P;
+      if (count == P) {
+#pragma omp simd
+        for (int64_t i = 0; i < P; ++i) line[i] = widen(x[i]) * factor;
+      } else {
+        for (int64_t i = 0; i < P; ++i) line[i] = i < count ? widen(x[i]) * factor : W(0);
+      }
+    }
   }
 }
 
@@ -69,12 +92,13 @@ struct Block {
   int64_t count(int64_t row) const { return std::min(kTileRows, rows - row); }
 };
 
-// C [rows, kKeys] = A [rows, d] B for keys [low, low + kKeys) in transposed panels, where a stripe of rows sees them.
+// C [rows, kKeys] = A [rows, d] B for a window of keys in transposed panels, where a stripe of rows sees them.
 template <typename W>
-TRIMARAN_INLINE void score(const Block& block, int64_t d, const W* a, int64_t width, const W* panels, int64_t low,
+TRIMARAN_INLINE void score(const Block& block, int64_t d, const W* a, int64_t width, const W* panels, Span window,
                            W* c) {
   constexpr int64_t P = kPanel<W>;
-  const Span keys = within(block.all, low, low + kKeys);
+  const int64_t low = window.low;
+  const Span keys = within(block.all, low, window.high);
   for (int64_t panel = keys.low / P * P; panel < keys.high; panel += P) {
     for (int64_t row = 0; row < block.rows; row += kTileRows) {
       const Span span = within(block.stripes[row / kTileRows], panel, panel + P);
@@ -85,23 +109,30 @@ TRIMARAN_INLINE void score(const Block& block, int64_t d, const W* a, int64_t wi
   }
 }
 
-// C [rows, width] += P [rows, kKeys] B [keys, width], for the keys from `low` on that each stripe of rows sees.
+// C [rows, width] += P [rows, kKeys] B, for the keys of the window that each stripe of rows sees; B [keys, width] in
+// panels of `keys` rows.
 template <typename W>
-TRIMARAN_INLINE void weigh(const Block& block, const W* probs, const W* b, int64_t width, int64_t low, W* c) {
-  for (int64_t panel = 0; panel < width; panel += kPanel<W>) {
+TRIMARAN_INLINE void weigh(const Block& block, const W* probs, const W* panels, int64_t keys, int64_t width,
+                           Span window, W* c) {
+  constexpr int64_t P = kPanel<W>;
+  const int64_t low = window.low;
+  for (int64_t panel = 0; panel < width; panel += P) {
     for (int64_t row = 0; row < block.rows; row += kTileRows) {
-      const Span span = within(block.stripes[row / kTileRows], low, low + kKeys);
+      const Span span = within(block.stripes[row / kTileRows], low, window.high);
       if (span.low >= span.high) continue;
       stripe(block.count(row), span.high - span.low, Left<W>{probs + row * kKeys + span.low - low, kKeys, 1},
-             b + span.low * width + panel, width, c + row * width + panel, width, true);
+             panels + panel * keys + span.low * P, P, c + row * width + panel, width, true);
     }
   }
 }
 
-// C [keys, width] += P^T B [rows, width], for the keys from `low` on and the rows that see each stripe of keys.
+// C [keys, width] += P^T B, for the keys of the window and the rows that see each stripe of keys; B [rows, width] in
+// panels of kQueries rows.
 template <typename W>
-TRIMARAN_INLINE void collect(const Block& block, const W* probs, const W* b, int64_t width, int64_t low, W* c) {
-  const Span keys = within(block.all, low, low + kKeys);
+TRIMARAN_INLINE void collect(const Block& block, const W* probs, const W* panels, int64_t width, Span window, W* c) {
+  constexpr int64_t P = kPanel<W>;
+  const int64_t low = window.low;
+  const Span keys = within(block.all, low, window.high);
   for (int64_t key = keys.low; key < keys.high; key += kTileRows) {
     const int64_t count = std::min(kTileRows, keys.high - key);
     int64_t top = block.rows, bottom = 0;
@@ -113,8 +144,8 @@ TRIMARAN_INLINE void collect(const Block& block, const W* probs, const W* b, int
     }
     if (top >= bottom) continue;
     const Left<W> left{probs + top * kKeys + key - low, 1, kKeys};
-    for (int64_t panel = 0; panel < width; panel += kPanel<W>)
-      stripe(count, bottom - top, left, b + top * width + panel, width, c + key * width + panel, width, true);
+    for (int64_t panel = 0; panel < width; panel += P)
+      stripe(count, bottom - top, left, panels + panel * kQueries + top * P, P, c + key * width + panel, width, true);
   }
 }
 
@@ -137,7 +168,7 @@ TRIMARAN_INLINE W exponentials(Span span, Span keys, int64_t low, W top, W* row)
   W sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < span.high - span.low; ++j) {
-    seen[j] = fast_exp(seen[j] - top);
+    seen[j] = exp_below(seen[j] - top);
     sum += seen[j];
   }
   return sum;
@@ -151,7 +182,7 @@ TRIMARAN_INLINE W largest(const W* row, int64_t count, W top) {
 }
 
 // Scratch that a thread keeps from call to call.
-enum Slot { kQ, kK, kV, kKT, kVT, kDout, kScores, kGrads, kOut, kDk, kDv, kSlots };
+enum Slot { kQ, kQP, kK, kV, kKT, kVT, kDout, kDoutP, kScores, kGrads, kOut, kDk, kDv, kSlots };
 template <typename W>
 W* scratch(Slot slot, int64_t count) {
   thread_local std::vector<W> kept[kSlots];
@@ -161,9 +192,10 @@ W* scratch(Slot slot, int64_t count) {
 
 // The softmax of a block of scores, joined with what earlier blocks of keys gave (`top`, `sum`, `out`).
 template <typename W>
-TRIMARAN_INLINE void join(const HeadShape& shape, const Block& block, int64_t low, int64_t width, W* scores, W* top,
+TRIMARAN_INLINE void join(const HeadShape& shape, const Block& block, Span window, int64_t width, W* scores, W* top,
                           W* sum, W* out) {
-  const Span keys = within(block.all, low, low + kKeys);
+  const int64_t low = window.low;
+  const Span keys = within(block.all, low, window.high);
   for (int64_t row = 0; row < block.rows; ++row) {
     const int64_t query = block.begin + row;
     const Span span = within({shape.first[query], shape.last[query] + 1}, keys.low, keys.high);
@@ -191,7 +223,8 @@ TRIMARAN_INLINE void forward(HeadShape shape, Rows<const T> q, Rows<const T> k, 
   W *qs = scratch<W>(kQ, kQueries * width), *kt = scratch<W>(kKT, keys * d), *vs = scratch<W>(kV, keys * width);
   W *scores = scratch<W>(kScores, kQueries * kKeys), *sums = scratch<W>(kOut, kQueries * width);
   copy_transposed<T, W>(k, shape.keys, d, kt);
-  copy_rows<T, W>(v, 0, shape.keys, d, width, W(1), vs);
+  copy_panels<T, W>(v, 0, shape.keys, keys, d, W(1), vs);
+  const int64_t step = keys_of_block(d);
   W top[kQueries], sum[kQueries];
   for (int64_t start = begin; start < end; start += kQueries) {
     const Block block(shape, start, end);
@@ -199,10 +232,11 @@ TRIMARAN_INLINE void forward(HeadShape shape, Rows<const T> q, Rows<const T> k, 
     std::fill(top, top + kQueries, -std::numeric_limits<W>::infinity());
     std::fill(sum, sum + kQueries, W(0));
     std::fill(sums, sums + block.rows * width, W(0));
-    for (int64_t low = block.all.low / kKeys * kKeys; low < block.all.high; low += kKeys) {
-      score(block, d, qs, width, kt, low, scores);
-      join(shape, block, low, width, scores, top, sum, sums);
-      weigh(block, scores, vs, width, low, sums);
+    for (int64_t low = block.all.low / step * step; low < block.all.high; low += step) {
+      const Span window{low, low + step};
+      score(block, d, qs, width, kt, window, scores);
+      join(shape, block, window, width, scores, top, sum, sums);
+      weigh(block, scores, vs, keys, width, window, sums);
     }
     for (int64_t row = 0; row < block.rows; ++row) {
       const bool sees = shape.first[start + row] <= shape.last[start + row];
@@ -216,9 +250,10 @@ TRIMARAN_INLINE void forward(HeadShape shape, Rows<const T> q, Rows<const T> k, 
 
 // Scores -> probabilities, and gradients of probabilities -> gradients of scores.
 template <typename W>
-TRIMARAN_INLINE void differentiate(const HeadShape& shape, const Block& block, int64_t low, const W* lse,
+TRIMARAN_INLINE void differentiate(const HeadShape& shape, const Block& block, Span window, const W* lse,
                                    const W* dots, W* probs, W* grads) {
-  const Span keys = within(block.all, low, low + kKeys);
+  const int64_t low = window.low;
+  const Span keys = within(block.all, low, window.high);
   for (int64_t row = 0; row < block.rows; ++row) {
     const int64_t query = block.begin + row;
     const Span span = within({shape.first[query], shape.last[query] + 1}, keys.low, keys.high);
@@ -245,19 +280,23 @@ TRIMARAN_INLINE void backward(HeadShape shape, Rows<const T> q, Rows<const T> k,
   const W scale = static_cast<W>(shape.scale);
   W *qs = scratch<W>(kQ, kQueries * width), *ks = scratch<W>(kK, keys * width), *kt = scratch<W>(kKT, keys * d);
   W *vt = scratch<W>(kVT, keys * d), *douts = scratch<W>(kDout, kQueries * width);
+  W *q_panels = scratch<W>(kQP, kQueries * width), *dout_panels = scratch<W>(kDoutP, kQueries * width);
   W *probs = scratch<W>(kScores, kQueries * kKeys), *grads = scratch<W>(kGrads, kQueries * kKeys);
   W *dqs = scratch<W>(kOut, kQueries * width), *dks = scratch<W>(kDk, keys * width);
   W* dvs = scratch<W>(kDv, keys * width);
   copy_transposed<T, W>(k, shape.keys, d, kt);
   copy_transposed<T, W>(v, shape.keys, d, vt);
-  copy_rows<T, W>(k, 0, shape.keys, d, width, W(1), ks);
+  copy_panels<T, W>(k, 0, shape.keys, keys, d, W(1), ks);
   std::fill(dks, dks + keys * width, W(0));
   std::fill(dvs, dvs + keys * width, W(0));
   W dots[kQueries];
+  const int64_t step = keys_of_block(d);
   for (int64_t start = 0; start < shape.queries; start += kQueries) {
     const Block block(shape, start, shape.queries);
     copy_rows<T, W>(q, start, start + block.rows, d, width, scale, qs);
     copy_rows<T, W>(dout, start, start + block.rows, d, width, W(1), douts);
+    copy_panels<T, W>(q, start, start + block.rows, kQueries, d, scale, q_panels);
+    copy_panels<T, W>(dout, start, start + block.rows, kQueries, d, W(1), dout_panels);
     std::fill(dqs, dqs + block.rows * width, W(0));
     for (int64_t row = 0; row < block.rows; ++row) {
       const T* o = out.data + (start + row) * out.stride;
@@ -266,13 +305,14 @@ TRIMARAN_INLINE void backward(HeadShape shape, Rows<const T> q, Rows<const T> k,
       for (int64_t i = 0; i < d; ++i) dot += widen(o[i]) * douts[row * width + i];
       dots[row] = dot;
     }
-    for (int64_t low = block.all.low / kKeys * kKeys; low < block.all.high; low += kKeys) {
-      score(block, d, qs, width, kt, low, probs);
-      score(block, d, douts, width, vt, low, grads);
-      differentiate(shape, block, low, lse, dots, probs, grads);
-      collect(block, probs, douts, width, low, dvs);
-      collect(block, grads, qs, width, low, dks);
-      weigh(block, grads, ks, width, low, dqs);
+    for (int64_t low = block.all.low / step * step; low < block.all.high; low += step) {
+      const Span window{low, low + step};
+      score(block, d, qs, width, kt, window, probs);
+      score(block, d, douts, width, vt, window, grads);
+      differentiate(shape, block, window, lse, dots, probs, grads);
+      collect(block, probs, dout_panels, width, window, dvs);
+      collect(block, grads, q_panels, width, window, dks);
+      weigh(block, grads, ks, keys, width, window, dqs);
     }
     for (int64_t row = 0; row < block.rows; ++row)
       for (int64_t i = 0; i < d; ++i) narrow(dqs[row * width + i] * scale, dq.data[(start + row) * dq.stride + i]);

@@ -1,5 +1,6 @@
 #include "cross_entropy.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "half.h"
@@ -8,18 +9,29 @@
 namespace trimaran {
 namespace {
 
+constexpr int64_t kChunk = 2048;  // of a row: memory sends the next one while exponentials of this one are summed
+
 template <typename T>
 TRIMARAN_INLINE RowStats<T> stats(const T* logits, int64_t v) {
   using W = Wide<T>;
   W largest = -std::numeric_limits<W>::infinity(), sum = 0, total = 0;
-#pragma omp simd reduction(max : largest) reduction(+ : total)
-  for (int64_t i = 0; i < v; ++i) {
-    const W x = widen(logits[i]);
-    largest = x > largest ? x : largest;
-    total += x;
+  for (int64_t start = 0; start < v; start += kChunk) {
+    const T* chunk = logits + start;
+    const int64_t count = std::min(kChunk, v - start);
+    W top = largest, part = 0, all = 0;
+#pragma omp simd reduction(max : top) reduction(+ : all)
+    for (int64_t i = 0; i < count; ++i) {
+      const W x = widen(chunk[i]);
+      top = x > top ? x : top;
+      all += x;
+    }
+    const W origin = top;
+#pragma omp simd reduction(+ : part)
+    for (int64_t i = 0; i < count; ++i) part += exp_below(widen(chunk[i]) - origin);
+    sum = (top == largest ? sum : sum * exp_below(largest - top)) + part;
+    largest = top;
+    total += all;
   }
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < v; ++i) sum += fast_exp(widen(logits[i]) - largest);
   return {largest, sum, total};
 }
 
@@ -28,10 +40,10 @@ TRIMARAN_INLINE void grad(T* logits, int64_t v, Wide<T> max, Wide<T> log_sum, Wi
                           int64_t target, Wide<T> target_share) {
   using W = Wide<T>;
   const bool is_here = target >= 0 && target < v;
-  const W own = is_here ? fast_exp((widen(logits[target]) - max) - log_sum) * factor - share - target_share : W(0);
+  const W own = is_here ? exp_below((widen(logits[target]) - max) - log_sum) * factor - share - target_share : W(0);
 #pragma omp simd
   for (int64_t i = 0; i < v; ++i)
-    narrow(fast_exp((widen(logits[i]) - max) - log_sum) * factor - share, logits[i]);
+    narrow(exp_below((widen(logits[i]) - max) - log_sum) * factor - share, logits[i]);
   if (is_here) narrow(own, logits[target]);
 }
 

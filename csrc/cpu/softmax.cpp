@@ -1,4 +1,4 @@
-// A row lies in the cache while it is read three times, so memory is passed over once in each direction.
+// A row lies in the cache while it is read again, so memory is passed over once in each direction.
 #include "softmax.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace trimaran {
 namespace {
 
-constexpr int64_t kChunk = 512;  // logits of a 16-bit row are kept wide, chunk by chunk
+constexpr int64_t kChunk = 2048;  // keys whose logits, then exponentials, are kept wide
 
 template <typename T, typename W>
 TRIMARAN_INLINE W logit(const SoftmaxRow<T>& row, const T* scores, int64_t j, W scale, W cap, W slope) {
@@ -20,44 +20,52 @@ TRIMARAN_INLINE W logit(const SoftmaxRow<T>& row, const T* scores, int64_t j, W 
   return x + slope * static_cast<W>(j - row.query);
 }
 
-template <typename T>
-TRIMARAN_INLINE void forward(SoftmaxRow<T> row, int64_t keys, const T* scores, T* probs) {
+// kPlain: the logit is the scaled score, and loops are free of what other rows need.
+template <bool kPlain, typename T>
+TRIMARAN_INLINE void forward(const SoftmaxRow<T>& row, int64_t low, int64_t high, const T* scores, T* probs) {
   using W = Wide<T>;
-  const int64_t low = std::max<int64_t>(row.first, 0), high = std::min(row.last + 1, keys);
-  if (low >= high) {
-    for (int64_t j = 0; j < keys; ++j) narrow(W(0), probs[j]);
-    return;
-  }
   const W scale = static_cast<W>(row.scale), cap = static_cast<W>(row.cap), slope = static_cast<W>(row.slope);
   W top = -std::numeric_limits<W>::infinity(), sum = 0, chunk[kChunk];
-  const bool is_plain = cap == W(0) && row.bias == nullptr && slope == W(0);
   for (int64_t start = low; start < high; start += kChunk) {  // sums are corrected when a later chunk is larger
     const int64_t count = std::min(kChunk, high - start);
-    if (is_plain) {
-#pragma omp simd
-      for (int64_t j = 0; j < count; ++j) chunk[j] = widen(scores[start + j]) * scale;
-    } else {
-#pragma omp simd
-      for (int64_t j = 0; j < count; ++j) chunk[j] = logit(row, scores, start + j, scale, cap, slope);
-    }
-    W largest = top;
+    W largest = top, part = 0;
 #pragma omp simd reduction(max : largest)
-    for (int64_t j = 0; j < count; ++j) largest = chunk[j] > largest ? chunk[j] : largest;
-    W part = 0;
+    for (int64_t j = 0; j < count; ++j) {
+      const W x = kPlain ? widen(scores[start + j]) * scale : logit(row, scores, start + j, scale, cap, slope);
+      chunk[j] = x;
+      largest = x > largest ? x : largest;
+    }
     const W origin = largest;
 #pragma omp simd reduction(+ : part)
-    for (int64_t j = 0; j < count; ++j) part += fast_exp(chunk[j] - origin);
-    sum = (largest == top ? sum : sum * fast_exp(top - largest)) + part;
+    for (int64_t j = 0; j < count; ++j) part += chunk[j] = exp_below(chunk[j] - origin);
+    sum = (largest == top ? sum : sum * exp_below(top - largest)) + part;
     top = largest;
   }
   const W factor = W(1) / sum;
+  if (high - low <= kChunk) {
+#pragma omp simd
+    for (int64_t j = low; j < high; ++j) narrow(chunk[j - low] * factor, probs[j]);
+    return;
+  }
 #pragma omp simd
   for (int64_t j = low; j < high; ++j) {
-    const W x = is_plain ? widen(scores[j]) * scale : logit(row, scores, j, scale, cap, slope);
-    narrow(fast_exp(x - top) * factor, probs[j]);
+    const W x = kPlain ? widen(scores[j]) * scale : logit(row, scores, j, scale, cap, slope);
+    narrow(exp_below(x - top) * factor, probs[j]);
   }
-  for (int64_t j = 0; j < low; ++j) narrow(W(0), probs[j]);
-  for (int64_t j = high; j < keys; ++j) narrow(W(0), probs[j]);
+}
+
+template <typename T>
+TRIMARAN_INLINE void forward(const SoftmaxRow<T>& row, int64_t keys, const T* scores, T* probs) {
+  const int64_t low = std::max<int64_t>(row.first, 0), high = std::max(low, std::min(row.last + 1, keys));
+  if (low < high) {
+    if (row.cap == 0 && row.bias == nullptr && row.slope == 0) {
+      forward<true>(row, low, high, scores, probs);
+    } else {
+      forward<false>(row, low, high, scores, probs);
+    }
+  }
+  for (int64_t j = 0; j < std::min(low, keys); ++j) narrow(Wide<T>(0), probs[j]);
+  for (int64_t j = high; j < keys; ++j) narrow(Wide<T>(0), probs[j]);
 }
 
 template <typename T>

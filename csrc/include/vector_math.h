@@ -91,6 +91,19 @@ TRIMARAN_INLINE T fast_exp(T x) {
   return exp_in_range(at_least(Range::kSmallest, at_most(Range::kLargest, x)));
 }
 
+// The same for x that is not above kLargest, NaN included, in fewer instructions. The limit comes from memory: a
+// constant would have to be selected by its bits.
+extern const float kSmallestExpFloat;
+extern const double kSmallestExpDouble;
+TRIMARAN_INLINE float exp_below(float x) {
+  const float limit = kSmallestExpFloat;
+  return exp_in_range(x < limit ? limit : x);
+}
+TRIMARAN_INLINE double exp_below(double x) {
+  const double limit = kSmallestExpDouble;
+  return exp_in_range(x < limit ? limit : x);
+}
+
 // tanh within 2 ulp: a rational function near 0, where 1 - 2 / (exp(2x) + 1) would lose digits.
 template <typename W>
 TRIMARAN_INLINE W fast_tanh(W x) {
