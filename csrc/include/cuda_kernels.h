@@ -189,7 +189,7 @@ struct CudaCrossEntropyGrad {
   T* logits;
   const int64_t* targets;
   const Wide<T> *max, *log_sum, *scale;  // [rows]
-  int64_t rows, v, start, vocab;
+  int64_t rows, v, start, vocab;  // vocab: of use where there is smoothing
   double smoothing, z_loss;
 };
 template <typename T>

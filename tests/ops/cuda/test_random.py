@@ -1,4 +1,5 @@
-"""Normals, uniform numbers and dropout of csrc/cuda/random.cu, executed on the host: the reference's numbers to the last bit."""
+"""Normals, uniform numbers and dropout of csrc/cuda/random.cu, executed on the host: the numbers of the
+reference to the last bit."""
 
 from __future__ import annotations
 
