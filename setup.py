@@ -63,7 +63,7 @@ def extension() -> dict[str, Any]:
         include_dirs=[str(CSRC / "include"), str(CSRC / "bindings")],
         extra_compile_args={
             "cxx": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"],
-            # random.cu must not contract a * b + c; the others wait for memory, and then give what their tests on CPUs saw
+            # random.cu must not contract a * b + c. The others wait for memory, and so give what emulation shows.
             "nvcc": ["-O3", "-fmad=false"],
         },
         extra_link_args=["-fopenmp"],
@@ -76,10 +76,9 @@ def _why_no_cuda(torch_cuda: str | None, cuda_home: str | None) -> str | None:
     """Return why kernels for GPUs cannot be built, in one line, or None when they can."""
     if torch_cuda is None:
         return "the installed torch has no CUDA" + (f", though there is a toolkit in {cuda_home}" if cuda_home else "")
-    if cuda_home is None:
-        return f"torch has CUDA {torch_cuda}, but there is no nvcc; install that toolkit, or set CUDA_HOME to its folder"
-    if not (Path(cuda_home) / "bin" / "nvcc").exists():
-        return f"torch has CUDA {torch_cuda}, but there is no {cuda_home}/bin/nvcc; set CUDA_HOME to the toolkit's folder"
+    if cuda_home is None or not Path(cuda_home, "bin", "nvcc").exists():
+        where = "" if cuda_home is None else f" in {cuda_home}/bin"
+        return f"torch has CUDA {torch_cuda}, but there is no nvcc{where}; set CUDA_HOME to the toolkit's folder"
     return None
 
 

@@ -51,7 +51,8 @@ class _Library(Protocol):
 
 
 _LIBRARIES: dict[str, _Library] = {"flash": flash, "apex": apex}  # no op is offered by both
-_MAIN = ("adafactor", "adamw", "normal", "uniform")  # see tensors of the main dtype: float32 where parameters have 16 bits
+# These see tensors of the main dtype: float32 where parameters have 16 bits.
+_MAIN = ("adafactor", "adamw", "normal", "uniform")
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", *sorted(_LIBRARIES))
 OPS = tuple(sorted({*_KERNELS, *apex.OFFERS, *flash.OFFERS}))

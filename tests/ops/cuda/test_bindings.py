@@ -1,4 +1,4 @@
-"""The bindings of csrc/cuda/bindings/ themselves, executed on CPU tensors: tests/ops/test_gpu.py on emulated kernels."""
+"""The bindings of csrc/cuda/bindings/, executed on CPU tensors: tests/ops/test_gpu.py with emulated kernels."""
 
 from __future__ import annotations
 
