@@ -56,7 +56,7 @@ def extension() -> dict[str, Any]:
     reason = _why_no_cuda(torch.version.cuda, CUDA_HOME)
     cuda = reason is None
     if cuda and torch.cuda.device_count() == 0:  # nothing here to build for: build for data centre GPUs
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", _architectures(torch.version.cuda))
     kernels = (CUDAExtension if cuda else CppExtension)(
         "engine._C",
         [*_sources("bindings"), *_sources("cpu"), *(_sources("cuda", "cuda/bindings") if cuda else [])],
@@ -80,6 +80,12 @@ def _why_no_cuda(torch_cuda: str | None, cuda_home: str | None) -> str | None:
         where = "" if cuda_home is None else f" in {cuda_home}/bin"
         return f"torch has CUDA {torch_cuda}, but there is no nvcc{where}; set CUDA_HOME to the toolkit's folder"
     return None
+
+
+def _architectures(torch_cuda: str) -> str:
+    """Return the data centre GPUs that a toolkit knows, and PTX for those after them."""
+    knows_blackwell = tuple(int(part) for part in torch_cuda.split(".")) >= (12, 8)
+    return "8.0;9.0;10.0+PTX" if knows_blackwell else "8.0;9.0+PTX"
 
 
 def _sources(*folders: str) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import setuptools
@@ -13,13 +13,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def why_no_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
+def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What setup.py defines."""
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     monkeypatch.setenv("ENGINE_NO_EXT", "1")
-    return runpy.run_path(str(ROOT / "setup.py"))["_why_no_cuda"]
+    return runpy.run_path(str(ROOT / "setup.py"))
 
 
-def test_gpus_are_left_out_for_a_reason(why_no_cuda: Callable[..., str | None], tmp_path: Path) -> None:
+def test_gpus_are_left_out_for_a_reason(script: dict[str, Any], tmp_path: Path) -> None:
+    why_no_cuda = script["_why_no_cuda"]
     assert why_no_cuda(None, None) == "the installed torch has no CUDA"
     assert why_no_cuda(None, "/opt/cuda") == "the installed torch has no CUDA, though there is a toolkit in /opt/cuda"
     assert why_no_cuda("13.0", None) == (
@@ -29,3 +31,9 @@ def test_gpus_are_left_out_for_a_reason(why_no_cuda: Callable[..., str | None], 
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").touch()
     assert why_no_cuda("13.0", str(tmp_path)) is None
+
+
+def test_toolkits_are_asked_for_gpus_that_they_know(script: dict[str, Any]) -> None:
+    built_for = script["_architectures"]
+    assert built_for("12.6") == "8.0;9.0+PTX"
+    assert built_for("12.8") == built_for("13.0") == "8.0;9.0;10.0+PTX"

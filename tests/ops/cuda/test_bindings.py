@@ -17,12 +17,13 @@ from tests.ops.test_gpu import EMULATED
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(backend.load_error() is not None, reason=f"engine._C: {backend.load_error()}")
 def test_what_a_gpu_is_tested_for(host_build: HostBuild, tmp_path: Path) -> None:
     """In a process of its own, which keeps the emulated kernels for good."""
     library = emulated(host_build, tmp_path)
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/ops/test_gpu.py"]
-    done = run(command, timeout=280, env={**os.environ, EMULATED: str(library)}, cwd=ROOT)
+    done = run(command, timeout=600, env={**os.environ, EMULATED: str(library)}, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"^(\d+) passed", done.stdout, re.MULTILINE)
     assert passed is not None
