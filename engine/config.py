@@ -149,6 +149,7 @@ class OpsConfig:
 
     backend: str = "auto"  # auto | reference | cpu | cuda (our kernels there) | apex | flash (where they have the op)
     overrides: dict[str, str] = field(default_factory=dict)  # of single ops: {rms_norm: reference, attention: flash}
+    head_block_mb: float | None = None  # MiB of logits held at a time; 0: a micro-batch's; null: 16 on CPUs, 0 on GPUs
 
 
 @dataclass

@@ -6,8 +6,9 @@ line and exit with code 2; anything else is a bug of ours and keeps its tracebac
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class EngineError(Exception):
@@ -24,6 +25,19 @@ class DataError(EngineError):
 
 class CheckpointError(EngineError):
     """A checkpoint that cannot be written, verified or loaded."""
+
+
+class DiskError(EngineError):
+    """A file or folder that the operating system refuses to read or write."""
+
+
+@contextlib.contextmanager
+def explained(what: str, advice: str) -> Iterator[None]:
+    """Answer what the operating system refuses inside with one line: `what` it spoils, its reason, a way out."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{what}: {error.strerror or error}; {advice}.") from None
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ def logits(model: Chunk, tokens_bs: Tensor) -> Tensor:
     """Return [b, s, vocabulary] for int64 tokens."""
     slots = torch.arange(tokens_bs.shape[0], device=tokens_bs.device)
     micro = MicroBatch(tokens_bs, tokens_bs, None, None, None, slots)
-    return model(None, tokens_bs, make_pass(micro, None))
+    return model.logits(model(None, tokens_bs, make_pass(micro, None)))
 
 
 def generate(

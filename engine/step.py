@@ -22,6 +22,7 @@ from engine.ops.philox import make_key
 from engine.optim.adamw import AdamWSettings, ShardedAdamW
 from engine.parallel.buckets import Buckets
 from engine.parallel.collectives import all_reduce
+from engine.parallel.head_loss import Share
 from engine.parallel.linear import TensorParallel
 from engine.parallel.pipeline.executor import Executor
 from engine.parallel.pipeline.partition import split_layers
@@ -71,7 +72,7 @@ class Stepper:
         self.chunks = self._build_chunks(vocab)
         self.buckets = self._build_buckets()
         self.optimizer = ShardedAdamW(self.buckets, _adamw_settings(config))
-        self._step, self._loss_factor = 0, torch.ones((), device=device.torch_device)
+        self._step, self._loss_factor, self._loss_scale = 0, self._scalar(1.0), self._scalar(1.0)
         self._executors: dict[tuple[int, int, bool], Executor] = {}
 
     def _build_chunks(self, vocab: int) -> list[Chunk]:
@@ -86,7 +87,7 @@ class Stepper:
         for virtual in range(mesh.pp.rank, len(ranges), mesh.pp.size):
             chunks.append(
                 Chunk(c.model, vocab, ranges[virtual], self.tp, kv_axis=kv_axis, embedding_axis=mesh.embedding,
-                      recompute=c.parallel.recompute)
+                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb)
             )  # fmt: skip
         return chunks
 
@@ -118,11 +119,11 @@ class Stepper:
     ) -> StepResult:
         """Train on one global batch, of which `micro_batches` are this replica's part; `stop` is my vote to end."""
         batches = [micro.to(self.device.torch_device) for micro in micro_batches]
-        self._step, self._loss_factor = step, self._token_share(batches)
+        self._step, self._loss_factor, self._loss_scale = step, self._token_share(batches), self._scalar(loss_scale)
         for chunk in self.chunks:
             chunk.train()
         self.buckets.start(len(batches))
-        losses = self._executor(batches, train=True).run(batches, self._scalar(loss_scale))
+        losses = self._executor(batches, train=True).run(batches, self._loss_scale)
         self.buckets.finish()
         loss, norm_squared, stops = self._sum_over_world(losses, self.optimizer.norm_squared(), stop)
         norm = norm_squared.sqrt() / loss_scale
@@ -169,10 +170,7 @@ class Stepper:
         out = chunk(hidden_bsh, micro.tokens_bs, ctx)
         if not chunk.is_last:
             return out
-        losses_bs = chunk.token_losses(out, micro.labels_bs)
-        if micro.loss_mask_bs is not None:
-            losses_bs = losses_bs * micro.loss_mask_bs
-        return losses_bs.sum() * self._loss_factor.to(losses_bs.dtype)
+        return chunk.loss(out, micro.labels_bs, Share(micro.loss_mask_bs, self._loss_factor, self._loss_scale))
 
     def _scalar(self, value: float) -> Tensor:
         return torch.full((), value, dtype=torch.float32, device=self.device.torch_device)

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +27,7 @@ from engine.config import Config
 from engine.data.build import build_data
 from engine.data.loader import Loader, validation_batches
 from engine.device import Device, local_rank, set_threads
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, explained
 from engine.mesh import Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
@@ -89,8 +90,9 @@ class Trainer:
         self.mesh = Mesh(pp=parallel.pp, dp=dp, cp=parallel.cp, tp=parallel.tp, device=device)
         self.is_writer = self.mesh.world.is_first
         self.folder = Path(config.run.root) / config.run.name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = FolderLock(self.folder) if self.is_writer else None
+        with self._in_folder():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FolderLock(self.folder) if self.is_writer else None
         backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
         self.data = build_data(
@@ -122,7 +124,8 @@ class Trainer:
         else:
             self._restore(checkpoint)
         if self.is_writer and self.data.tokenizer_file is not None:
-            self._keep_tokenizer(self.data.tokenizer_file, continues=checkpoint is not None)
+            with self._in_folder():
+                self._keep_tokenizer(self.data.tokenizer_file, continues=checkpoint is not None)
         self._introduce(checkpoint)
 
     def _keep_tokenizer(self, file: Path, *, continues: bool) -> None:
@@ -135,6 +138,12 @@ class Trainer:
             )
         if file.resolve() != kept.resolve():
             shutil.copyfile(file, kept)
+
+    def _in_folder(self) -> AbstractContextManager[None]:
+        """Answer a run folder that cannot be written with one line; once training, only saves tell of it."""
+        return explained(
+            f"the run folder {self.folder} cannot be written", "make room there, or write another run.name or run.root"
+        )
 
     def _find_checkpoint(self) -> Checkpoint | None:
         own = find_checkpoint(
@@ -198,7 +207,8 @@ class Trainer:
         if self.step >= config.train.steps:
             self.monitor.event(f"nothing left to do: step {self.step} of {config.train.steps} is done")
             return 0
-        self.monitor.begin(self.step, config.train.steps)
+        with self._in_folder():
+            self.monitor.begin(self.step, config.train.steps)
         loader = self._loader()
         try:
             for consumed, batch in plan(self.consumed, config.train.steps - self.step, config.train):

@@ -41,8 +41,10 @@ _AT_LEAST: dict[str, int] = {
     "train.steps": 1, "train.micro_batch": 1, "train.global_batch": 1, "train.eval_interval": 0,
     "train.eval_samples": 1, "train.log_interval": 1,
     "checkpoint.interval": 0, "checkpoint.keep_last": 1, "checkpoint.keep_every": 0,
-    "monitor.peak_tflops": 0, "run.threads": 0,
+    "monitor.peak_tflops": 0, "ops.head_block_mb": 0, "run.threads": 0,
 }  # fmt: skip
+
+_AT_MOST = {"parallel.timeout_s": 1e9, "run.threads": 1024}  # beyond, clocks overflow and threads cannot be started
 
 _ABOVE_ZERO = (
     "model.norm_eps", "model.rope_theta", "parallel.bucket_mb", "parallel.timeout_s", "optim.lr", "optim.eps",
@@ -111,8 +113,12 @@ def _check_names(config: Config) -> None:
 def _check_ranges(config: Config) -> None:
     for key, least in _AT_LEAST.items():
         value = _get(config, key)
-        if value is not None and not value >= least:  # `not >=` also catches nan
-            raise ConfigError(f"{key}={value} is too small; write {least} or more.")
+        if value is not None and not least <= value < math.inf:  # nan is not either
+            wrong = "out of range" if value == math.inf else "too small"
+            raise ConfigError(f"{key}={value} is {wrong}; write {least} or more.")
+    for key, most in _AT_MOST.items():
+        if _get(config, key) > most:
+            raise ConfigError(f"{key}={_get(config, key):g} is too large; write {most:g} or less.")
     for key in _ABOVE_ZERO:
         if not 0 < _get(config, key) < math.inf:
             raise ConfigError(f"{key}={_get(config, key)} is out of range; write a number above 0.")

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.data.corpus import Skipped, documents, find_files
 from engine.data.preprocess import index_documents
 from engine.data.tokenizer import Tokenizer
-from engine.errors import EngineError
+from engine.errors import EngineError, explained
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=0, help="processes (0: one per core)")
     options = parser.parse_args(arguments)
     try:
-        run(options)
+        with explained(f"{options.output} cannot be written", "make room there, or write another --output"):
+            run(options)
     except EngineError as error:
         print(f"trimaran: {error}", file=sys.stderr)
         return 2
@@ -44,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
         Tokenizer.train(documents(files, "auto", options.jsonl_key, Skipped()), options.vocab).save(tokenizer_file)
     meta = index_documents(
         documents(files, "auto", options.jsonl_key, skipped), tokenizer_file, Path(options.output),
-        append_eod=not options.no_eod, workers=options.workers, show=True,
+        append_eod=not options.no_eod, workers=options.workers, show=True, source=" ".join(options.files),
+        skipped=skipped,
     )  # fmt: skip
     left_out = f" (left out: {skipped.describe()})" if skipped.describe() else ""
     print(f"{options.output}: {meta.documents:,} documents, {meta.tokens:,} tokens, "

@@ -6,6 +6,7 @@ Loads quickly: torch is imported only by what needs it.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -62,6 +63,7 @@ def leave(code: int) -> int:
     when it takes down objects that they use. All files are closed by now.
     """
     if code != 0:
+        gc.collect()  # a pool of processes, whose semaphores Python would report as leaked beside our one line
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -184,7 +184,9 @@ def _one_line(error: Exception) -> str:
     lines = [_first_line(error)]
     if isinstance(cause, OmegaConfBaseException) and _first_line(cause) not in lines[0]:
         lines.append(_first_line(cause))
-    return ": ".join(lines).removeprefix("Error merging override ")
+    text = ": ".join(lines).removeprefix("Error merging override ")
+    single = re.fullmatch(r"(\S+?)=(.+): Invalid value assigned: \w+ is not a ListConfig, list or tuple\.", text)
+    return text if single is None else f"{single[1]}={single[2]} is not a list; write {single[1]}=[{single[2]}]."
 
 
 def _first_line(error: BaseException) -> str:

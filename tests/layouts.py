@@ -41,7 +41,7 @@ def make_config(**groups: dict[str, Any]) -> Config:
         "precision": {"dtype": "fp64"},
         "train": {"global_batch": 8, "micro_batch": 2, "seed": 7},
         "parallel": {"bucket_mb": 0.005},
-        "ops": {"backend": "auto"},
+        "ops": {"backend": "auto", "head_block_mb": 0.005},  # a few tokens at a time
     }
     schema = OmegaConf.structured(Config)
     merged = OmegaConf.merge(schema, base, groups)

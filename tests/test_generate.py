@@ -62,6 +62,9 @@ class Fixed:
     def __call__(self, hidden: None, tokens_bs: Tensor, ctx: object) -> Tensor:
         return self.row.expand(*tokens_bs.shape, -1)
 
+    def logits(self, x_bsv: Tensor) -> Tensor:
+        return x_bsv
+
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (0.5, 0), (2.0, 3)])
 def test_draws_follow_the_softmax(temperature: float, top_k: int) -> None:

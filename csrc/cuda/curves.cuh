@@ -33,19 +33,30 @@ __device__ __forceinline__ W curve(W x) {
   if constexpr (kind == Curve::squared_relu) return x <= 0 ? W(0) : x * x;
 }
 
+// s = sigmoid(x) and s (1 - s), in which 1 - s would cancel for large x.
+template <typename W>
+struct SigmoidSlope {
+  W value, slope;
+  __device__ __forceinline__ explicit SigmoidSlope(W x) {
+    const W e = exp(x < 0 ? x : -x), larger = 1 / (1 + e);
+    value = x < 0 ? e * larger : larger;
+    slope = e * larger * larger;
+  }
+};
+
 template <Curve kind, typename W>
 __device__ __forceinline__ W slope(W x) {
   if constexpr (kind == Curve::silu) {
-    const W s = sigmoid(x);
-    return s + x * s * (1 - s);
+    const SigmoidSlope<W> s(x);
+    return s.value + x * s.slope;
   }
   if constexpr (kind == Curve::gelu) {
     return normal_below(x) + x * W(0.3989422804014327) * exp(W(-0.5) * x * x);
   }
   if constexpr (kind == Curve::gelu_tanh) {
     const W near = x > 30 ? W(30) : x < -30 ? W(-30) : x;  // beyond, x^3 overflows and the slope is 0 or 1
-    const W s = sigmoid(tanh_argument(near));
-    return s + near * s * (1 - s) * W(1.5957691216057308) * (1 + W(0.134145) * near * near);
+    const SigmoidSlope<W> s(tanh_argument(near));
+    return s.value + near * s.slope * W(1.5957691216057308) * (1 + W(0.134145) * near * near);
   }
   if constexpr (kind == Curve::relu) return x <= 0 ? W(0) : W(1);
   if constexpr (kind == Curve::squared_relu) return x <= 0 ? W(0) : 2 * x;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,30 @@ class Shard:
         return Shard(file, StoredFile(*plain["file"]) if plain["file"] else None, tensors)
 
 
+def _joined(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the tensors, those that follow one another in memory as one: few large copies are faster than many."""
+    begin = 0
+    while begin < len(tensors):
+        first, end = tensors[begin], begin + 1
+        place = int(first.storage_offset()) + first.numel()
+        while first.is_contiguous() and end < len(tensors) and _follows(tensors[end], first, place):
+            place += tensors[end].numel()
+            end += 1
+        start = int(first.storage_offset())
+        yield first if end == begin + 1 else first.as_strided((place - start,), (1,), start)
+        begin = end
+
+
+def _follows(tensor: torch.Tensor, first: torch.Tensor, place: int) -> bool:
+    """Say whether `tensor` begins at element `place` of the storage of `first`."""
+    return (
+        tensor.dtype == first.dtype
+        and tensor.is_contiguous()
+        and tensor.storage_offset() == place
+        and tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+    )
+
+
 class Snapshot:
     """A copy of the entries of one save, in host memory that the next save uses again."""
 
@@ -76,7 +100,7 @@ class Snapshot:
         header: dict[str, Any] = {}
         self._tensors = {}
         self._reserve(sum(entry.tensor.nbytes for entry in ordered), any(entry.tensor.is_cuda for entry in ordered))
-        at = 0
+        at, wanted = 0, list[torch.Tensor]()
         for entry in ordered:
             key = f"{entry.name}@{','.join(map(str, entry.offsets))}"
             self._note(entry, name, key)
@@ -86,10 +110,19 @@ class Snapshot:
             if key in header:
                 raise CheckpointError(f"{entry.name} is handed over twice at offsets {entry.offsets}.")
             stop = at + tensor.nbytes
-            self._buffer[at:stop].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
+            wanted.append(tensor.detach())
             header[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, stop]}
             at = stop
+        self._copy(wanted)
         self._bytes, self._header = at, header
+
+    def _copy(self, tensors: list[torch.Tensor]) -> None:
+        """Fill the buffer with `tensors`, one after the other."""
+        at = 0
+        for run in _joined(tensors):
+            stop = at + run.nbytes
+            self._buffer[at:stop].view(run.dtype).view(run.shape).copy_(run)
+            at = stop
 
     def write(self, path: Path) -> Shard:
         """Write the copy to a new file at `path`, down to the disk; a file that fails is taken away again."""

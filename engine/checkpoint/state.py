@@ -26,10 +26,10 @@ MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
 
 def entries(optimizer: ShardedAdamW) -> Iterator[Entry]:
-    """Yield this rank's part of the state, without the copies that another rank saves."""
-    for shard, piece, part, flat in _parts(optimizer):
-        if piece.counted:
-            for state in (MASTER, *MOMENTS):
+    """Yield this rank's part of the state, without the copies that another rank saves; neighbours in memory in turn."""
+    for state in (MASTER, *MOMENTS):
+        for shard, piece, part, flat in _parts(optimizer):
+            if piece.counted:
                 tensor = getattr(shard, state)[flat : flat + part.numel].view(part.shape)
                 yield Entry(f"{state}/{piece.name}", piece.global_shape, part.offsets, tensor)
 

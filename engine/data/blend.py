@@ -11,13 +11,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
 from engine.errors import ConfigError
 
 _PERIODS = (1_000, 10_000, 100_000, 1_000_000)  # the largest takes seconds to lay out
-_ACCURACY = 0.01  # of a share
+_ACCURACY = 0.01  # of a share that no short period keeps exactly
+_EXACT = 1e-9  # what a weight's own rounding may leave: 0.3 and 0.7, or a third written with all its digits
 
 
 class Blend:
@@ -36,23 +38,38 @@ class Blend:
 
 
 def _counts(weights: Sequence[float]) -> list[int]:
-    """Return each source's places in the shortest period that keeps every share within `_ACCURACY` of itself."""
-    if len(weights) == 1:
-        return [1]
-    total = sum(weights)
-    if total <= _PERIODS[-1] and all(float(weight).is_integer() for weight in weights):
-        divisor = math.gcd(*map(int, weights))
-        return [int(weight) // divisor for weight in weights]
+    """Return each source's places in a period that keeps every share: exactly if one does, else to `_ACCURACY`."""
+    counts = _ratio(weights)
+    if sum(counts) <= _PERIODS[-1] and _error(counts, weights) <= _EXACT:
+        return counts
     for period in _PERIODS:
         counts = _quantise(weights, period)
-        errors = [count * total / (weight * period) - 1 for count, weight in zip(counts, weights, strict=True)]
-        if max(map(abs, errors)) <= _ACCURACY:
+        if _error(counts, weights) <= _ACCURACY:
             return counts
-    least = min(weights)
+    total, least = sum(weights), min(weights)
     raise ConfigError(
         f"data.paths: the weight {least:g} is {least / total:.2g} of the blend, too little to be kept to; leave that "
         f"source out or give it {total * 100 / _PERIODS[-1]:.2g} or more."
     )
+
+
+def _ratio(weights: Sequence[float]) -> list[int]:
+    """Return whole numbers, without a common divisor, in the ratio of the weights or near it."""
+    if all(float(weight).is_integer() for weight in weights):
+        wholes = [int(weight) for weight in weights]
+    else:
+        total = sum(weights)
+        shares = [Fraction(weight / total).limit_denominator(_PERIODS[1]) for weight in weights]
+        common = math.lcm(*(share.denominator for share in shares))
+        wholes = [int(share * common) for share in shares]
+    divisor = math.gcd(*wholes) or 1
+    return [whole // divisor for whole in wholes]
+
+
+def _error(counts: Sequence[int], weights: Sequence[float]) -> float:
+    """Return by how much, of itself, the share that is furthest off differs from its weight's."""
+    total, period = sum(weights), sum(counts)
+    return max(abs(count * total / (weight * period) - 1) for count, weight in zip(counts, weights, strict=True))
 
 
 def _quantise(weights: Sequence[float], period: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 
 from engine.config import DataConfig
 from engine.data.corpus import Skipped, builtin_files, documents, find_files
-from engine.data.indexed import IndexedDataset, idx_path
+from engine.data.indexed import IndexedDataset, bin_path, idx_path
 from engine.data.loader import Collator
 from engine.data.preprocess import index_documents, meta_path, open_index
 from engine.data.samples import Samples
 from engine.data.split import make_split
 from engine.data.tokenizer import Tokenizer
-from engine.errors import ConfigError, DataError, did_you_mean
+from engine.errors import ConfigError, DataError, did_you_mean, explained
 from engine.objectives.causal import Causal
 
 FORMATS = ("auto", "builtin", "text", "jsonl", "megatron")
@@ -42,7 +43,7 @@ class Source:
 
     weight: float
     path: str | None  # None: the built-in corpus
-    kind: str  # builtin | text | jsonl | megatron
+    kind: str  # builtin | text | jsonl | auto (text or jsonl by each file's ending) | megatron
 
 
 def build_data(
@@ -66,6 +67,11 @@ def build_data(
     barrier()
     tokenizer = Tokenizer.load(preparation.tokenizer_file) if preparation.tokenizer_file else None
     datasets = [open_index(prefix, tokenizer) for prefix in preparation.prefixes()]
+    if tokenizer is None and not config.eod_loss:
+        raise ConfigError(
+            "data.eod_loss=false needs a tokenizer, to know which token ends a document; write data.tokenizer="
+            "PATH/tokenizer.json, or data.eod_loss=true."
+        )
     size = vocab or _rounded_vocab(tokenizer, vocab_multiple)
     if tokenizer is not None and size < tokenizer.vocab_size:
         raise ConfigError(
@@ -122,11 +128,13 @@ def _source(entry: Any, form: str) -> Source:
     weight, path = (1.0, entry) if isinstance(entry, str) else (entry[0], entry[1]) if len(entry) == 2 else (None, None)
     if not isinstance(path, str) or not isinstance(weight, (int, float)):
         raise ConfigError(f"data.paths: {entry!r} is neither a path nor a pair [weight, path].")
+    if not 0 < weight < math.inf:  # before hours of indexing, not after
+        raise ConfigError(f"data.paths: the weight of {path} is {weight:g}; write a number above 0, or leave it out.")
     if form != "auto":
         return Source(float(weight), _prefix(path) if form == "megatron" else path, form)
-    if path.endswith((".bin", ".idx")) or idx_path(path).exists():
+    if path.endswith((".bin", ".idx")) or idx_path(path).exists() or bin_path(path).exists():
         return Source(float(weight), _prefix(path), "megatron")
-    return Source(float(weight), path, "jsonl" if path.endswith((".jsonl", ".ndjson")) else "text")
+    return Source(float(weight), path, "jsonl" if path.endswith((".jsonl", ".ndjson")) else "auto")
 
 
 def _prefix(path: str) -> str:
@@ -169,7 +177,7 @@ class Preparation:
 
     def _cached(self, source: Source) -> Path:
         key = _digest("index", str(self.tokenizer_file), self.config.append_eod, self._fingerprint(source))
-        return self.cache / f"{source.kind}-{key}"
+        return self.cache / f"{'text' if source.kind == 'auto' else source.kind}-{key}"
 
     def _fingerprint(self, source: Source) -> str:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._files[source]]
@@ -177,6 +185,10 @@ class Preparation:
 
     def run(self) -> None:
         """Train the tokenizer and index what is not in the cache yet."""
+        with explained(f"{self.cache} cannot be written", "make room there, or write another data.cache_dir"):
+            self._prepare()
+
+    def _prepare(self) -> None:
         if self.tokenizer_file is not None and self.config.tokenizer == "train" and not self.tokenizer_file.exists():
             self.notice(f"training a byte-level BPE of {self.config.tokenizer_vocab} tokens")
             texts = (text for source in self._files for text in self._texts(source, Skipped()))
@@ -195,7 +207,8 @@ class Preparation:
         self.notice(f"indexing {source.path or 'the built-in corpus'} into {prefix}")
         meta = index_documents(
             self._texts(source, skipped), self.tokenizer_file, prefix,
-            append_eod=self.config.append_eod, workers=self.config.workers, show=True,
+            append_eod=self.config.append_eod, workers=self.config.workers, show=True, source=source.path,
+            skipped=skipped,
         )  # fmt: skip
         left_out = f"; left out: {skipped.describe()}" if skipped.describe() else ""
         empty = f", {meta.empty_documents} empty ones left out" if meta.empty_documents else ""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import DataError
+from engine.errors import DataError, explained
 
 
 @dataclass
@@ -19,10 +19,12 @@ class Skipped:
 
     bad_json: int = 0
     bad_utf8: int = 0
+    no_text: int = 0
 
     def describe(self) -> str:
         notes = [f"{self.bad_json} lines of bad JSON" if self.bad_json else "",
-                 f"{self.bad_utf8} texts with bad UTF-8" if self.bad_utf8 else ""]  # fmt: skip
+                 f"{self.bad_utf8} texts with bad UTF-8" if self.bad_utf8 else "",
+                 f"{self.no_text} lines without the text field" if self.no_text else ""]  # fmt: skip
         return ", ".join(note for note in notes if note)
 
 
@@ -51,12 +53,13 @@ def documents(files: Sequence[Path], kind: str, jsonl_key: str, skipped: Skipped
         yield from _builtin(files, skipped)
         return
     for path in files:
-        if kind == "jsonl" or (kind == "auto" and path.suffix in (".jsonl", ".ndjson", ".json")):
-            yield from _json_lines(path, jsonl_key, skipped)
-        else:
-            text = _decode(path.read_bytes(), skipped)
-            if text is not None:
-                yield text
+        with explained(f"{path} cannot be read", "leave it out of data.paths or make it readable"):
+            if kind == "jsonl" or (kind == "auto" and path.suffix.lower() in (".jsonl", ".ndjson", ".json")):
+                yield from _json_lines(path, jsonl_key, skipped)
+            else:
+                text = _decode(path.read_bytes(), skipped)
+                if text is not None:
+                    yield text
 
 
 def _builtin(files: Sequence[Path], skipped: Skipped) -> Iterator[str]:
@@ -93,6 +96,7 @@ def _json_lines(path: Path, key: str, skipped: Skipped) -> Iterator[str]:
                 yield record[key]
             else:
                 missing += 1
+    skipped.no_text += missing
     if read and missing == read:
         raise DataError(
             f"{path}: no line has a text field '{key}'; set data.jsonl_key to the field that holds the text."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from engine.data.corpus import Skipped
 from engine.data.indexed import IndexedDataset, IndexedWriter, token_dtype
 from engine.data.tokenizer import Tokenizer
 from engine.errors import DataError
@@ -68,10 +69,13 @@ def index_documents(
     workers: int,
     total: int | None = None,
     show: bool = False,
+    source: str | None = None,
+    skipped: Skipped | None = None,
 ) -> IndexMeta:
     """Tokenise `texts` in order into `prefix`.bin/.idx with a sidecar; `show` draws a progress bar.
 
-    Empty texts are left out and counted. Raises DataError when nothing is left.
+    Empty texts are left out and counted. Raises DataError when nothing is left: it names `source` and what was
+    `skipped` while the texts were read.
     """
     tokenizer = Tokenizer.load(tokenizer_file)
     workers = workers or len(os.sched_getaffinity(0))
@@ -85,12 +89,18 @@ def index_documents(
             count += bool(ids)
             progress.advance(task)
         if count == 0:
-            raise DataError(f"nothing to index for {prefix}: {writer.empty} documents, all of them empty.")
+            raise DataError(f"there is no text in {source or prefix}: {_nothing(writer.empty, skipped or Skipped())}.")
         meta = IndexMeta(tokenizer.sha256, tokenizer.vocab_size, tokenizer.eod, count, tokens, writer.empty)
     aside = meta_path(prefix).with_suffix(".tmp")
     aside.write_text(json.dumps(asdict(meta), indent=1))
     os.replace(aside, meta_path(prefix))
     return meta
+
+
+def _nothing(empty: int, skipped: Skipped) -> str:
+    """Say why no document is left."""
+    found = f"{empty} documents, all of them empty" if empty or not skipped.describe() else ""
+    return "; ".join(part for part in (found, skipped.describe()) if part)
 
 
 def _progress(show: bool) -> Progress:

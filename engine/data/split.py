@@ -55,8 +55,10 @@ def make_split(dataset: IndexedDataset, name: str, split: Sequence[float], seq_l
     first, last = split_documents(dataset.documents, split)[index]
     part = Split(dataset, name, dataset.document_start(first), dataset.document_start(last), seq_len)
     if part.samples == 0:
+        without = "write data.split=[1,0,0] to train without validation" if name == "valid" else "change data.split"
         raise DataError(
-            f"the {name} part of {dataset.prefix} has {part.stop - part.start} tokens in {last - first} documents, "
-            f"less than one sample of data.seq_len={seq_len} + 1; add text, change data.split, or lower it."
+            f"the {name} part of {dataset.prefix} has {part.stop - part.start} tokens in {last - first} documents of "
+            f"{dataset.documents}, less than one sample of data.seq_len={seq_len} + 1; {without}, lower data.seq_len, "
+            "or add documents."
         )
     return part

@@ -64,7 +64,9 @@ class Tokenizer:
         """Write tokenizer.json, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
-        self._backend.save(str(aside))
+        aside.write_text(
+            self._backend.to_str(pretty=True), encoding="utf-8"
+        )  # the backend's own save hides what went wrong
         os.replace(aside, path)
 
     def encode(self, text: str) -> list[int]:

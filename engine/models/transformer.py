@@ -15,8 +15,9 @@ from engine.models.block import Block, drop_hidden
 from engine.models.registry import NORMS, POSITIONS
 from engine.models.traits import Pass
 from engine.ops.key_ranges import KeyRanges
-from engine.parallel.cross_entropy import LossTerms, vocab_parallel_cross_entropy
+from engine.parallel.cross_entropy import LossTerms
 from engine.parallel.embedding import VocabEmbedding
+from engine.parallel.head_loss import Share, head_loss
 from engine.parallel.linear import TensorParallel, column_linear
 from engine.parallel.sharding import EMBEDDING, MATRIX, Init, parameter, pieces_of, vocabulary_rows
 
@@ -40,9 +41,10 @@ class Chunk(nn.Module):
         kv_axis: Axis,
         embedding_axis: Axis,
         recompute: str = "none",
+        head_block_mb: float | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.tp = config, tp
+        self.config, self.tp, self.head_block_mb = config, tp, head_block_mb
         self.is_first, self.is_last = layers[0] == 0, layers[1] == config.layers
         init = Init(std=config.init_std)
         if self.is_first:
@@ -63,7 +65,8 @@ class Chunk(nn.Module):
                     _share(self.head, embedding_axis)
 
     def forward(self, hidden_bsh: Tensor | None, tokens_bs: Tensor, ctx: Pass) -> Tensor:
-        """Map tokens (first chunk) or hidden states to hidden states, or to my columns of the logits (last)."""
+        """Map tokens (first chunk) or hidden states to hidden states, on the last chunk to those that `logits` and
+        `loss` take."""
         if hidden_bsh is None:
             x_bsh = self.positions.embed(self.embedding(tokens_bs), ctx)
             x_bsh = drop_hidden(x_bsh, self.config.embedding_dropout, ctx, EMBEDDING_LAYER, "embedding", self.tp)
@@ -71,17 +74,17 @@ class Chunk(nn.Module):
             x_bsh = hidden_bsh
         for block in self.blocks:
             x_bsh = block(x_bsh, ctx)
-        if not self.is_last:
-            return x_bsh
-        return column_linear(self.final_norm(x_bsh), self.head, None, self.tp)
+        return self.final_norm(x_bsh) if self.is_last else x_bsh
 
-    def token_losses(self, logits_bsv: Tensor, labels_bs: Tensor) -> Tensor:
-        """Return each token's cross-entropy [b, s]; the logits are spent."""
-        logits_nv = logits_bsv.view(-1, logits_bsv.shape[-1])
+    def logits(self, x_bsh: Tensor) -> Tensor:
+        """Return my columns of the logits, [b, s, v]."""
+        return column_linear(x_bsh, self.head, None, self.tp)
+
+    def loss(self, x_bsh: Tensor, labels_bs: Tensor, share: Share) -> Tensor:
+        """Return the micro-batch's share of the loss, 0-dim; see `head_loss`."""
         (piece,) = pieces_of(self.head)
         terms = LossTerms(vocab=piece.global_shape[0])
-        losses_n = vocab_parallel_cross_entropy(logits_nv, labels_bs.reshape(-1), piece.offsets[0], self.tp.axis, terms)
-        return losses_n.view(labels_bs.shape)
+        return head_loss(x_bsh, self.head, labels_bs, share, self.tp, terms=terms, block_mb=self.head_block_mb)
 
 
 def _share(weight: nn.Parameter, axis: Axis) -> None:

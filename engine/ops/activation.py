@@ -1,4 +1,6 @@
-"""Feed-forward non-linearities, with the bias of the layer before them. Saved for backward: input and bias alone.
+"""Feed-forward non-linearities, with the bias of the layer before them.
+
+Saved for backward: the input alone, and a linear layer that follows keeps nothing more (`engine.ops.recipe`).
 
 Arithmetic is in float32 (float64 for float64) and is rounded once; the gradient of the bias is summed there.
 """
@@ -6,6 +8,7 @@ Arithmetic is in float32 (float64 for float64) and is rounded once; the gradient
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 
 from engine.ops import backend
 from engine.ops.gradient import deliver
+from engine.ops.recipe import with_recipe
 
 _aten = torch.ops.aten
 
@@ -80,41 +84,45 @@ class _Activation(torch.autograd.Function):
         return dx, None if bias is None else deliver(bias, dbias), None
 
 
+def _activate(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    return with_recipe(_Activation.apply(x, bias, kind), partial(_activate, bias=bias, kind=kind), x)
+
+
 def swiglu(x_2f: Tensor, bias_2f: Tensor | None = None) -> Tensor:
     """Return silu(gate) * up for [gate, up] = x + bias, x [..., 2f] -> [..., f] (arXiv 2002.05202)."""
-    return _Activation.apply(x_2f, bias_2f, "swiglu")
+    return _activate(x_2f, bias_2f, "swiglu")
 
 
 def geglu(x_2f: Tensor, bias_2f: Tensor | None = None) -> Tensor:
     """Return gelu(gate) * up for [gate, up] = x + bias, x [..., 2f] -> [..., f] (arXiv 2002.05202)."""
-    return _Activation.apply(x_2f, bias_2f, "geglu")
+    return _activate(x_2f, bias_2f, "geglu")
 
 
 def geglu_tanh(x_2f: Tensor, bias_2f: Tensor | None = None) -> Tensor:
     """Return `geglu` with the tanh approximation of GELU."""
-    return _Activation.apply(x_2f, bias_2f, "geglu_tanh")
+    return _activate(x_2f, bias_2f, "geglu_tanh")
 
 
 def reglu(x_2f: Tensor, bias_2f: Tensor | None = None) -> Tensor:
     """Return relu(gate) * up for [gate, up] = x + bias, x [..., 2f] -> [..., f] (arXiv 2002.05202)."""
-    return _Activation.apply(x_2f, bias_2f, "reglu")
+    return _activate(x_2f, bias_2f, "reglu")
 
 
 def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return z * Phi(z) for z = x + bias, Phi the normal distribution function (arXiv 1606.08415)."""
-    return _Activation.apply(x, bias, "gelu")
+    return _activate(x, bias, "gelu")
 
 
 def gelu_tanh(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the tanh approximation of GELU that GPT-2 was trained with, of x + bias."""
-    return _Activation.apply(x, bias, "gelu_tanh")
+    return _activate(x, bias, "gelu_tanh")
 
 
 def relu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return max(x + bias, 0)."""
-    return _Activation.apply(x, bias, "relu")
+    return _activate(x, bias, "relu")
 
 
 def squared_relu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return max(x + bias, 0)^2 (arXiv 2109.08668)."""
-    return _Activation.apply(x, bias, "squared_relu")
+    return _activate(x, bias, "squared_relu")

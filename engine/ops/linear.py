@@ -18,44 +18,50 @@ from engine.ops.libraries import apex
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def _wide(x: Tensor) -> Tensor:
+def widen(x: Tensor) -> Tensor:
+    """Return x as it enters products: float32 for 16-bit tensors on CPUs."""
     return x.float() if x.is_cpu and x.dtype in _HALF else x
 
 
 def _wide_weight(weight: Tensor) -> Tensor:
     widened = getattr(weight, "widened", None)
-    return _wide(weight) if widened is None else widened
+    return widen(weight) if widened is None else widened
 
 
 def matmul(x: Tensor, weight_oi: Tensor, bias_o: Tensor | None) -> Tensor:
     """Return x W^T + bias: [..., i] -> [..., o]."""
     wide = _wide_weight(weight_oi)
     if bias_o is None:
-        return F.linear(_wide(x), wide).to(x.dtype)
-    y_no = torch.addmm(_wide(bias_o), _wide(x).reshape(-1, x.shape[-1]), wide.t())
+        return F.linear(widen(x), wide).to(x.dtype)
+    y_no = torch.addmm(widen(bias_o), widen(x).reshape(-1, x.shape[-1]), wide.t())
     # Not a view, so that a custom Function may return it and its consumer may overwrite it.
     return torch.ops.aten._unsafe_view(y_no, (*x.shape[:-1], y_no.shape[1])).to(x.dtype)
 
 
-def grad_input(dy: Tensor, weight_oi: Tensor) -> Tensor:
-    """Return dy W: [..., o] -> [..., i]."""
-    return torch.matmul(_wide(dy), _wide_weight(weight_oi)).to(dy.dtype)
+def grad_input(dy: Tensor, weight_oi: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return dy W in `dtype` (None: dy's): [..., o] -> [..., i]."""
+    return torch.matmul(widen(dy), _wide_weight(weight_oi)).to(dtype or dy.dtype)
 
 
 def accumulate_weight_grad(weight: Tensor, dy: Tensor, x: Tensor) -> Tensor | None:
     """Add dy^T x to `weight.main_grad` and report it ready; without a main gradient return the gradient instead."""
-    dy_no, x_ni = _wide(dy).reshape(-1, dy.shape[-1]), _wide(x).reshape(-1, x.shape[-1])
+    dy_no, x_ni = widen(dy).reshape(-1, dy.shape[-1]), widen(x).reshape(-1, x.shape[-1])
     main_grad = getattr(weight, "main_grad", None)
     if main_grad is None:
         return (dy_no.t() @ x_ni).to(weight.dtype)
-    if backend.choose("weight_grad", x_ni) == "apex":
-        apex.add_weight_grad_(main_grad, dy_no, x_ni)
-    elif main_grad.dtype == dy_no.dtype:
-        main_grad.addmm_(dy_no.t(), x_ni)
-    else:  # 16-bit operands on a GPU: their products are summed in float32 anyway, and stay so
-        main_grad.add_(torch.mm(dy_no.t(), x_ni, out_dtype=main_grad.dtype))
+    add_weight_grad_(main_grad, dy_no, x_ni)
     weight.grad_ready()  # type: ignore[attr-defined]
     return None
+
+
+def add_weight_grad_(total_oi: Tensor, dy_no: Tensor, x_ni: Tensor) -> None:
+    """Add dy^T x to `total_oi`, which is float32 or wider; the operands have been widened where they need to be."""
+    if backend.choose("weight_grad", x_ni) == "apex":
+        apex.add_weight_grad_(total_oi, dy_no, x_ni)
+    elif total_oi.dtype == dy_no.dtype:
+        total_oi.addmm_(dy_no.t(), x_ni)
+    else:  # 16-bit operands on a GPU: their products are summed in float32 anyway, and stay so
+        total_oi.add_(torch.mm(dy_no.t(), x_ni, out_dtype=total_oi.dtype))
 
 
 def accumulate_bias_grad(bias: Tensor, dy: Tensor) -> Tensor | None:

@@ -1,11 +1,13 @@
 """RMSNorm and LayerNorm over the last dimension, alone or of a sum with the residual stream.
 
 Saved for backward: the normalised tensor's input and one number a row (LayerNorm: two), in float32 (float64 for
-float64). Statistics and gradients of weights are float32 too, and are rounded once where they leave.
+float64); a linear layer that follows keeps nothing more (`engine.ops.recipe`). Statistics and gradients of weights are
+float32 too, and are rounded once where they leave.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from engine.ops import backend
 from engine.ops.gradient import deliver
 from engine.ops.libraries import apex
+from engine.ops.recipe import with_recipe
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -124,12 +127,14 @@ def _to_residual(ctx: Any, dx: Tensor) -> Tensor | None:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x / sqrt(mean(x^2) + eps) * weight for x [..., h] (arXiv 1910.07467)."""
-    return _RMSNorm.apply(x, None, weight, eps)
+    y = _RMSNorm.apply(x, None, weight, eps)
+    return with_recipe(y, partial(rms_norm, weight=weight, eps=eps), x)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Return (x - mean) / sqrt(var + eps) * weight + bias for x [..., h] (arXiv 1607.06450)."""
-    return _LayerNorm.apply(x, None, weight, bias, eps)
+    y = _LayerNorm.apply(x, None, weight, bias, eps)
+    return with_recipe(y, partial(layer_norm, weight=weight, bias=bias, eps=eps), x)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -138,11 +143,13 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     The total is rounded to that dtype before it is normalised. In backward x and residual receive one and the same
     gradient tensor: do not write into it.
     """
-    return _RMSNorm.apply(x, residual, weight, eps)
+    y, total = _RMSNorm.apply(x, residual, weight, eps)
+    return with_recipe(y, partial(rms_norm, weight=weight, eps=eps), total), total
 
 
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return (layer_norm(total), total) for total = x + residual; see `add_rms_norm`."""
-    return _LayerNorm.apply(x, residual, weight, bias, eps)
+    y, total = _LayerNorm.apply(x, residual, weight, bias, eps)
+    return with_recipe(y, partial(layer_norm, weight=weight, bias=bias, eps=eps), total), total

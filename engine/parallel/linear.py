@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.mesh import Axis
-from engine.ops.linear import accumulate_bias_grad, accumulate_weight_grad, grad_input, matmul
+from engine.ops.linear import accumulate_bias_grad, accumulate_weight_grad, grad_input, matmul, widen
+from engine.ops.recipe import recipe_of
 from engine.parallel.collectives import DONE, all_reduce, gather_sequence, start_scatter_sequence
 from engine.parallel.sharding import Piece, parameter
 
@@ -40,26 +41,26 @@ class TensorParallel:
 
 
 class _Column(torch.autograd.Function):
-    """y = gather(x) W^T + bias, for my rows of W. Saves x (my shard of it under SP)."""
+    """y = gather(x) W^T + bias, for my rows of W. Saves what x is made of (my shard of it under SP)."""
 
     @staticmethod
     def forward(ctx: Any, x_bsi: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel) -> Tensor:
-        ctx.save_for_backward(x_bsi)
+        _keep(ctx, x_bsi)
         ctx.weight, ctx.bias, ctx.tp = weight_oi, bias_o, tp
         whole_bsi = gather_sequence(x_bsi, tp.axis) if tp.shards_sequence else x_bsi
         return matmul(whole_bsi, weight_oi, bias_o)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x_bsi,) = ctx.saved_tensors
-        dy_bso, tp = grads[0], ctx.tp
+        dy_bso, tp = widen(grads[0]), ctx.tp
         dx_bsi, handle = None, DONE
         if ctx.needs_input_grad[0]:
-            dx_bsi = grad_input(dy_bso, ctx.weight)
+            dx_bsi = grad_input(dy_bso, ctx.weight, grads[0].dtype)
             if tp.shards_sequence:
                 dx_bsi, handle = start_scatter_sequence(dx_bsi, tp.axis)
             else:
                 handle = all_reduce(dx_bsi, tp.axis, asynchronous=True)
+        x_bsi = _kept(ctx)
         whole_bsi = gather_sequence(x_bsi, tp.axis) if tp.shards_sequence else x_bsi
         weight_grad = accumulate_weight_grad(ctx.weight, dy_bso, whole_bsi)
         bias_grad = None if ctx.bias is None else accumulate_bias_grad(ctx.bias, dy_bso)
@@ -68,11 +69,11 @@ class _Column(torch.autograd.Function):
 
 
 class _Row(torch.autograd.Function):
-    """y = sum over tp of x W^T, + bias, for my columns of W; my sequence shard of it under SP. Saves x."""
+    """y = sum over tp of x W^T, + bias, for my columns of W; my sequence shard of it under SP. Saves as `_Column`."""
 
     @staticmethod
     def forward(ctx: Any, x_bsi: Tensor, weight_oi: Tensor, bias_o: Tensor | None, tp: TensorParallel) -> Tensor:
-        ctx.save_for_backward(x_bsi)
+        _keep(ctx, x_bsi)
         ctx.weight, ctx.bias, ctx.tp = weight_oi, bias_o, tp
         if tp.axis.size == 1:
             return matmul(x_bsi, weight_oi, bias_o)
@@ -86,12 +87,22 @@ class _Row(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x_bsi,) = ctx.saved_tensors
         dy_bso, tp = grads[0], ctx.tp
         bias_grad = None if ctx.bias is None else accumulate_bias_grad(ctx.bias, dy_bso)
-        whole_bso = gather_sequence(dy_bso, tp.axis) if tp.shards_sequence else dy_bso
-        dx_bsi = grad_input(whole_bso, ctx.weight)
-        return dx_bsi, accumulate_weight_grad(ctx.weight, whole_bso, x_bsi), bias_grad, None
+        wide_bso = widen(gather_sequence(dy_bso, tp.axis) if tp.shards_sequence else dy_bso)
+        dx_bsi = grad_input(wide_bso, ctx.weight, dy_bso.dtype)
+        return dx_bsi, accumulate_weight_grad(ctx.weight, wide_bso, _kept(ctx)), bias_grad, None
+
+
+def _keep(ctx: Any, x: Tensor) -> None:
+    """Save what the backward pass needs to have x."""
+    recipe = recipe_of(x)
+    ctx.make = recipe.make
+    ctx.save_for_backward(recipe.source)
+
+
+def _kept(ctx: Any) -> Tensor:
+    return ctx.make(*ctx.saved_tensors)
 
 
 class _Linear(nn.Module):

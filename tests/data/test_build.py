@@ -15,7 +15,7 @@ from engine.data.corpus import Skipped, builtin_files, documents
 from engine.data.indexed import IndexedDataset
 from engine.data.preprocess import index_documents, open_index, read_meta
 from engine.data.tokenizer import Tokenizer
-from engine.errors import ConfigError, DataError
+from engine.errors import ConfigError, DataError, DiskError
 from launch import preprocess
 
 TEXTS = [f"document {n}: " + "wind and sail " * (n % 7 + 3) for n in range(60)]
@@ -86,6 +86,19 @@ def test_formats_and_globs(tmp_path: Path) -> None:
     assert [blend.train.locate(k)[0] for k in range(4)].count(0) == 3
 
 
+def test_indexing_ahead_says_what_it_cannot_do(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    for words, told in (
+        ([str(text), "--output", f"{text}/x"], f"{text}/x cannot be written: File exists; make room there, or"),
+        ([str(tmp_path / "latin.txt"), "--output", f"{tmp_path}/x"], "latin.txt: 1 texts with bad UTF-8."),
+        (["nowhere.txt", "--output", f"{tmp_path}/x"], "no file is called 'nowhere.txt'"),
+    ):
+        assert preprocess.main([*words, "--workers", "1", "--vocab", "300"]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
+
+
 def test_indexed_data_without_a_tokenizer_needs_a_vocabulary(tmp_path: Path, text: Path) -> None:
     prefix = build(tmp_path, paths=[str(text)]).train.splits[0].dataset.prefix
     assert build(tmp_path, vocab=512, paths=[prefix], tokenizer="none").vocab == 512
@@ -120,17 +133,27 @@ def test_a_model_smaller_than_the_tokenizer_is_refused(tmp_path: Path, text: Pat
         ({"paths": ["{text}"], "tokenizer": "{text}"}, DataError, "cannot be read"),
         ({"paths": ["{text}"], "jsonl_key": "body"}, DataError, "no line has a text field 'body'"),
         ({"paths": ["{text}"], "tokenizer": "none"}, ConfigError, "needs a tokenizer.json"),
-        ({"paths": ["{empty}"]}, DataError, "all of them empty"),
+        ({"paths": ["{empty}"]}, DataError, r"no text in .*empty\.txt: 1 documents, all of them empty"),
+        ({"paths": ["{latin}"]}, DataError, r"no text in .*latin\.txt: 1 texts with bad UTF-8\."),
+        ({"paths": [[0, "{text}"]]}, ConfigError, r"weight of .*corpus\.jsonl is 0; write a number above 0"),
+        ({"paths": [["nan", "{text}"]]}, ConfigError, "neither a path nor a pair"),
+        ({"paths": [[float("nan"), "{text}"]]}, ConfigError, "is nan; write a number above 0"),
+        ({"paths": ["{half}"], "tokenizer": "none"}, DataError, r"half\.idx is missing"),
+        ({"paths": ["{text}"], "cache_dir": "{text}/x"}, DiskError, "/x cannot be written: Not a directory"),
     ],
 )
 def test_bad_input_gets_one_line(
     tmp_path: Path, text: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     (tmp_path / "empty.txt").write_text("")
-    names = {"{text}": str(text), "{empty}": str(tmp_path / "empty.txt")}
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "half.bin").write_bytes(b"")
+    names = {"half": tmp_path / "half", "text": text, "empty": tmp_path / "empty.txt", "latin": tmp_path / "latin.txt"}
 
     def fill(value: Any) -> Any:
-        return [fill(v) for v in value] if isinstance(value, list) else names.get(value, value)
+        if isinstance(value, list):
+            return [fill(v) for v in value]
+        return value.format(**names) if isinstance(value, str) else value
 
     with pytest.raises(error, match=message) as caught:
         build(tmp_path, **{key: fill(value) for key, value in changes.items()})
@@ -143,6 +166,40 @@ def test_bad_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     skipped = Skipped()
     assert list(documents([path], "jsonl", "text", skipped)) == ["good", "", "last"]
     assert skipped.describe() == "1 lines of bad JSON, 1 texts with bad UTF-8"
+
+
+def test_lines_without_text_are_told_of(tmp_path: Path) -> None:
+    lines = [{"text": t} for t in TEXTS] + [{"body": "lost"}, ["lost"]]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    notes: list[str] = []
+    build(tmp_path, notes, paths=[str(tmp_path / "x.jsonl")])
+    assert any(note.endswith("left out: 2 lines without the text field") for note in notes)
+
+
+def test_a_glob_reads_each_file_by_its_ending(tmp_path: Path) -> None:
+    """JSON lines among text files are documents, not text to learn with its braces."""
+    for number, t in enumerate(TEXTS[:30]):
+        (tmp_path / f"a{number:03d}.txt").write_text(t)
+    for name in ("b.json", "c.JSONL"):
+        (tmp_path / name).write_text("\n".join(json.dumps({"text": t}) for t in TEXTS[30:]))
+    bundle = build(tmp_path, paths=[str(tmp_path / "*.*")])
+    assert bundle.tokenizer is not None
+    dataset = bundle.train.splits[0].dataset
+    assert dataset.documents == 90
+    assert "{" not in bundle.tokenizer.decode(dataset.read(0, dataset.tokens).tolist())
+
+
+def test_the_loss_across_documents_needs_a_tokenizer_to_be_left_out(tmp_path: Path, text: Path) -> None:
+    prefix = build(tmp_path, paths=[str(text)]).train.splits[0].dataset.prefix
+    with pytest.raises(ConfigError, match=r"data\.eod_loss=false needs a tokenizer"):
+        build(tmp_path, vocab=512, paths=[prefix], tokenizer="none", eod_loss=False)
+
+
+def test_one_document_cannot_be_split_and_the_way_out_works(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("wind and sail " * 200)
+    with pytest.raises(DataError, match=r"0 documents of 1.* write data\.split=\[1,0,0\]"):
+        build(tmp_path, paths=[str(tmp_path / "book.txt")])
+    assert build(tmp_path, paths=[str(tmp_path / "book.txt")], split=[1, 0, 0]).valid is None
 
 
 def test_empty_documents_are_counted_in_the_sidecar(tmp_path: Path) -> None:

@@ -68,7 +68,12 @@ def test_many_sources_keep_their_shares_too() -> None:
 
 def test_small_and_even_weights_are_kept() -> None:
     assert Blend([1.0, 1.0, 1.0]).counts == [1, 1, 1]
-    assert Blend([0.7, 0.3]).counts == [700, 300]
+    assert Blend([0.7, 0.3]).counts == [7, 3]
+    assert Blend([0.3333, 0.6667]).counts == [3333, 6667]
+    assert Blend([1 / 3, 2 / 3]).counts == [1, 2]
+    assert Blend([0.1, 0.2, 0.3]).counts == [1, 2, 3]
+    assert Blend([5]).counts == Blend([0.7]).counts == [1]
+    assert Blend([2_000_000, 1_000_000]).counts == [2, 1], "weights are often numbers of tokens"
     rare = Blend([1.0, 1.3e-4])
     assert rare.counts[1] / sum(rare.counts) == pytest.approx(1.3e-4, rel=0.01)
     with pytest.raises(ConfigError, match=r"leave that source out or give it 0\.0001 or more"):

@@ -105,6 +105,7 @@ def test_presets_have_the_published_number_of_parameters(preset: str, parameters
         ("model=llama-tinny", "model has no option 'llama-tinny'. Did you mean 'llama-tiny'?"),
         ("optim.lr=fast", "optim.lr=fast: Value 'fast' of type 'str' could not be converted to Float"),
         ("train.steps=1.5", "train.steps=1.5: Value '1.5' of type 'float' could not be converted to Integer"),
+        ("data.paths=my corpus.txt", "data.paths=my corpus.txt is not a list; write data.paths=[my corpus.txt]."),
         ("optim.lr", "cannot read the argument 'optim.lr'; write key=value or group=option."),
         ("run.name=${run.nam}", "Interpolation key 'run.nam' not found"),
     ],

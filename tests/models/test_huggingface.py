@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from engine.data.batch import MicroBatch
 from engine.interchange.huggingface import family_of, from_hf
 from engine.models.transformer import Chunk, make_pass, parameter_shapes, plain_chunk
+from engine.parallel.head_loss import Share
 from engine.parallel.sharding import pieces_of
 from tests.models.hf import GPT2S, LLAMAS, VOCAB, config_json, random_gpt2, random_llama, random_tokens
 
@@ -53,13 +54,14 @@ def assert_near(found: Tensor, wanted: Tensor, what: str) -> None:
 def test_logits_and_gradients_equal(family: str, name: str) -> None:
     theirs = build(family, name)
     ours, micro = our_model(theirs), micro_batch(random_tokens())
-    logits = ours(None, micro.tokens_bs, make_pass(micro, None))
+    hidden = ours(None, micro.tokens_bs, make_pass(micro, None))
     their_logits = theirs(micro.tokens_bs).logits
-    assert_near(logits, their_logits, "logits")
+    assert_near(ours.logits(hidden), their_logits, "logits")
 
     # transformers' own loss is taken in float32
     F.cross_entropy(their_logits.flatten(0, 1), micro.labels_bs.flatten()).backward()
-    ours.token_losses(logits, micro.labels_bs).mean().backward()
+    mean = Share(None, torch.tensor(1.0 / micro.labels_bs.numel(), dtype=torch.float64))
+    ours.loss(hidden, micro.labels_bs, mean).backward()
     their_grads = ours_from(theirs, {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
     compared = 0
     for weight in ours.parameters():

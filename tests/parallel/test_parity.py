@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from tests.ranks import run_ranks
 STEPS = 3
 TIED_LLAMA = {**LLAMA, "tied_embeddings": True, "hidden_dropout": 0.1}
 UNTIED_GPT = {**GPT, "tied_embeddings": False}
+DEEP_LLAMA = {**LLAMA, "layers": 8}
+DRY_GPT = {**GPT, "hidden_dropout": 0.0, "attention_dropout": 0.0, "embedding_dropout": 0.0}
 
-# A covering set: every pair of (tp, pp, dp, sequence parallelism, schedule, recomputation, model) values that
-# matter together appears at least once, on at most 8 ranks.
+# A covering set: every pair of values of tp, pp, dp, sequence parallelism, schedule, recomputation, tying, dropout
+# and model appears at least once, on at most 8 ranks (`test_every_pair_is_covered`).
 # Columns: model, tp, pp, dp, sequence parallelism, schedule, chunks, recomputation.
 LAYOUTS: list[tuple[str, dict[str, Any], int, int, int, bool, str, int, str]] = [
     ("llama", LLAMA, 1, 1, 1, False, "1f1b", 1, "none"),
@@ -40,6 +43,9 @@ LAYOUTS: list[tuple[str, dict[str, Any], int, int, int, bool, str, int, str]] = 
     ("llama", LLAMA, 2, 4, 1, False, "1f1b", 1, "full"),
     ("llama", LLAMA, 1, 1, 2, False, "1f1b", 1, "none"),
     ("llama", LLAMA, 1, 1, 4, False, "1f1b", 1, "none"),
+    ("llama", DEEP_LLAMA, 2, 4, 1, True, "interleaved", 2, "selective"),
+    ("gpt", DRY_GPT, 4, 2, 1, True, "gpipe", 1, "selective"),
+    ("llama", LLAMA, 4, 2, 1, False, "interleaved", 2, "none"),
 ]
 
 
@@ -61,6 +67,24 @@ def check(config: Any, world: int, tolerance: float, masked: bool = False) -> No
         # relative, with a floor of 1 for biases near zero: a key bias has no effect, so its gradient is pure rounding
         error = (weight - expected["weights"][name]).norm() / (1 + expected["weights"][name].norm())
         assert error <= tolerance, f"{name}: {error:.2e}"
+
+
+def test_every_pair_is_covered() -> None:
+    names = ("tp", "pp", "dp", "sp", "schedule", "recompute", "tied", "dropout", "model")
+    rows = [
+        (tp, pp, min(dp, 2), sp, schedule, recompute, model["tied_embeddings"], "hidden_dropout" in model
+         and model["hidden_dropout"] > 0, name)
+        for name, model, tp, pp, dp, sp, schedule, _, recompute in LAYOUTS
+    ]  # fmt: skip
+    impossible = {
+        ("tp", 4, "pp", 4),  # 16 ranks
+        ("tp", 1, "sp", True),  # nothing to shard the sequence over
+        ("pp", 1, "schedule", "interleaved"),  # needs two stages
+    }
+    values = [sorted({row[column] for row in rows}, key=str) for column in range(len(names))]
+    for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
+        wanted = {(a, b) for a in values[i] for b in values[j] if (one, a, other, b) not in impossible}
+        assert wanted <= {(row[i], row[j]) for row in rows}, f"{one} x {other}"
 
 
 @pytest.mark.parametrize("case", LAYOUTS, ids=_name)
@@ -91,9 +115,18 @@ def test_tables_that_do_not_decay(pp: int, dp: int) -> None:
 
 
 @pytest.mark.parametrize("model", [LLAMA, GPT], ids=["llama", "gpt"])
-def test_document_masks_and_position_reset(model: dict[str, Any]) -> None:
-    config = make_config(model=model, data={"document_mask": True}, parallel={"tp": 2, "sequence_parallel": True})
-    check(config, 2, 1e-10)
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (2, {"tp": 2, "sequence_parallel": True}),
+        (4, {"pp": 2, "schedule": "interleaved", "virtual_stages": 2, "recompute": "full"}),
+    ],
+    ids=["tp2sp", "pp2-dp2"],
+)
+def test_document_masks_and_position_reset(model: dict[str, Any], world: int, parallel: dict[str, Any]) -> None:
+    """Together with masked tokens: what a batch says of its documents reaches every stage and replica."""
+    config = make_config(model=model, data={"document_mask": True}, parallel=parallel)
+    check(config, world, 1e-10, masked=True)
 
 
 def test_float32_layout_is_within_rounding() -> None:

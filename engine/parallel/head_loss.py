@@ -1,0 +1,161 @@
+"""The output projection and its cross-entropy, a block of tokens at a time, so that not all logits are ever held.
+
+The logits of a micro-batch are often the largest tensor of a step. Here those of a block live until their gradient has
+been multiplied into the gradients of the hidden states and of the head. That happens in the forward pass, which must
+therefore know what the backward pass is going to start from. Saved for backward: the gradient of the hidden states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.ops import backend
+from engine.ops.cross_entropy import ce_grad_
+from engine.ops.linear import add_weight_grad_, grad_input, matmul, widen
+from engine.parallel.collectives import DONE, all_reduce, gather_sequence, start_scatter_sequence
+from engine.parallel.cross_entropy import NO_TERMS, LossTerms, joined_stats, vocab_parallel_cross_entropy
+from engine.parallel.linear import TensorParallel, column_linear
+from engine.parallel.sharding import pieces_of
+
+_CPU_BLOCK_MB = 16.0  # stays in a large cache
+
+
+@dataclass(frozen=True)
+class Share:
+    """How token losses add up: sum(loss * mask) * factor.
+
+    `mask_bs` [b, s] or None, `factor` 0-dim (one over the tokens of the global batch, say), and `gradient` 0-dim, from
+    which the backward pass will start (fp16's loss scale; None: 1).
+    """
+
+    mask_bs: Tensor | None
+    factor: Tensor
+    gradient: Tensor | None = None
+
+
+def head_loss(
+    x_bsh: Tensor,
+    head_vh: Tensor,
+    labels_bs: Tensor,
+    share: Share,
+    tp: TensorParallel,
+    *,
+    terms: LossTerms = NO_TERMS,
+    block_mb: float | None = None,
+) -> Tensor:
+    """Return the micro-batch's share of the loss, 0-dim float32 (float64 for float64), for x [b, s, h] and my rows of
+    the head; under sequence parallelism x is my shard.
+
+    At most `block_mb` MiB of logits are held at a time (0: all; None: 16 on CPUs, all on GPUs). The backward pass
+    must start from `share.gradient`, whatever it is handed.
+    """
+    (piece,) = pieces_of(head_vh)
+    is_even = terms.vocab > 0 and terms.vocab % tp.axis.size == 0  # the library knows equal shares only
+    if is_even and backend.choose("cross_entropy", x_bsh) == "flash":
+        logits_bsv = column_linear(x_bsh, head_vh, None, tp)
+        logits_nv, targets_n = logits_bsv.view(-1, logits_bsv.shape[-1]), labels_bs.reshape(-1)
+        losses_n = vocab_parallel_cross_entropy(logits_nv, targets_n, piece.offsets[0], tp.axis, terms)
+        return _sum(losses_n, share)
+    if block_mb is None:
+        block_mb = _CPU_BLOCK_MB if x_bsh.is_cpu else 0.0
+    widest = -(-piece.global_shape[0] // tp.axis.size)  # of all ranks, which must cut alike
+    rows = _rows(labels_bs.numel(), widest * widen(x_bsh[:0]).element_size(), block_mb)
+    return _HeadLoss.apply(x_bsh, head_vh, labels_bs.reshape(-1), share, tp, terms, rows, torch.is_grad_enabled())
+
+
+def _rows(tokens: int, row_bytes: int, block_mb: float) -> int:
+    """Return the number of tokens of a block: blocks of nearly one size, none larger than allowed."""
+    most = max(1, int(block_mb * 2**20) // row_bytes) if block_mb > 0 else max(1, tokens)
+    blocks = max(1, -(-tokens // most))
+    return max(1, -(-tokens // blocks))
+
+
+def _sum(losses_n: Tensor, share: Share) -> Tensor:
+    if share.mask_bs is not None:
+        losses_n = losses_n * share.mask_bs.reshape(-1)
+    return losses_n.sum() * share.factor.to(losses_n.dtype)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_bsh: Tensor,
+        head_vh: Tensor,
+        targets_n: Tensor,
+        share: Share,
+        tp: TensorParallel,
+        terms: LossTerms,
+        rows: int,
+        trains: bool,
+    ) -> Tensor:
+        whole_bsh = gather_sequence(x_bsh, tp.axis) if tp.shards_sequence else x_bsh
+        x_nh = whole_bsh.reshape(-1, whole_bsh.shape[-1])
+        spans = [slice(start, start + rows) for start in range(0, len(x_nh), rows)]
+        if not trains:
+            return _sum(torch.cat([_block(x_nh[n], head_vh, targets_n[n], tp, terms) for n in spans]), share)
+        dx_nh, scale_n = torch.empty_like(x_nh), _scales(targets_n, share, x_nh)
+        dhead_vh, losses = _gradient_of(head_vh), list[Tensor]()
+        ctx.handles = []
+        for n in spans:
+            into = _Into(dx_nh[n], dhead_vh, scale_n[n])
+            losses.append(_block(x_nh[n], head_vh, targets_n[n], tp, terms, into))
+            if not tp.shards_sequence:
+                ctx.handles.append(all_reduce(dx_nh[n], tp.axis, asynchronous=True))
+        ctx.dx_bsh, ctx.head, ctx.dhead_vh, ctx.tp = dx_nh.view_as(whole_bsh), head_vh, dhead_vh, tp
+        return _sum(torch.cat(losses), share)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        dx_bsh, handle = ctx.dx_bsh, DONE
+        if ctx.tp.shards_sequence:
+            dx_bsh, handle = start_scatter_sequence(dx_bsh, ctx.tp.axis)
+        for pending in (*ctx.handles, handle):
+            pending.wait()
+        if hasattr(ctx.head, "main_grad"):
+            ctx.head.grad_ready()
+            return dx_bsh, *[None] * 7
+        return dx_bsh, ctx.dhead_vh.to(ctx.head.dtype), *[None] * 6
+
+
+class _Into(NamedTuple):
+    """Where a block's gradients go: written over `dx_nh`, added to `dhead_vh`; `scale_n` is that of the losses."""
+
+    dx_nh: Tensor
+    dhead_vh: Tensor
+    scale_n: Tensor
+
+
+def _block(
+    x_nh: Tensor, head_vh: Tensor, targets_n: Tensor, tp: TensorParallel, terms: LossTerms, into: _Into | None = None
+) -> Tensor:
+    """Return the losses of a block of tokens; its logits are gone at the end."""
+    (piece,) = pieces_of(head_vh)
+    wide_nh = widen(x_nh)
+    logits_nv = matmul(wide_nh, head_vh, None)
+    losses_n, max_n, log_sum_n = joined_stats(logits_nv, targets_n, piece.offsets[0], tp.axis, terms)
+    if into is not None:
+        stats = (max_n, log_sum_n, into.scale_n)
+        dlogits_nv = ce_grad_(logits_nv, targets_n, piece.offsets[0], *stats, **terms._asdict())
+        into.dx_nh.copy_(grad_input(dlogits_nv, head_vh))
+        add_weight_grad_(into.dhead_vh, dlogits_nv, wide_nh)
+    return losses_n
+
+
+def _gradient_of(head_vh: Tensor) -> Tensor:
+    """Return what the head's gradient is added to: its main gradient, or zeros for a head without one."""
+    main_grad = getattr(head_vh, "main_grad", None)
+    if main_grad is not None:
+        return main_grad
+    return torch.zeros_like(head_vh, dtype=torch.promote_types(head_vh.dtype, torch.float32))
+
+
+def _scales(targets_n: Tensor, share: Share, x_nh: Tensor) -> Tensor:
+    """Return the gradient of each token's loss, in the dtype of the statistics."""
+    wide = torch.promote_types(x_nh.dtype, torch.float32)
+    scale = (share.factor if share.gradient is None else share.factor * share.gradient).to(wide)
+    return scale.expand(len(targets_n)) if share.mask_bs is None else share.mask_bs.reshape(-1).to(wide) * scale
