@@ -11,7 +11,7 @@
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: help setup train test lint bench clean
 

@@ -16,6 +16,7 @@ from typing import Any
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+CSRC = ROOT / "csrc"
 EXACT = ("random.cpp",)  # bit-identical to engine/ops/philox.py
 
 
@@ -49,27 +50,47 @@ def extension() -> dict[str, Any]:
                 compile_one(obj, src, ext, cc_args, [*postargs, *exact], pp_opts)
 
             self.compiler._compile = compile_source
+            print(f"trimaran: building kernels for {'CPUs and GPUs' if reason is None else 'CPUs alone: ' + reason}")
             super().build_extensions()
 
-    cuda = torch.version.cuda is not None and CUDA_HOME is not None
+    reason = _why_no_cuda(torch.version.cuda, CUDA_HOME)
+    cuda = reason is None
     if cuda and torch.cuda.device_count() == 0:  # nothing here to build for: build for data centre GPUs
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", _architectures(torch.version.cuda))
     kernels = (CUDAExtension if cuda else CppExtension)(
         "engine._C",
-        [*_sources("csrc/bindings"), *_sources("csrc/cpu"), *(_sources("csrc/cuda") if cuda else [])],
-        include_dirs=[str(ROOT / "csrc" / "include")],
+        [*_sources("bindings"), *_sources("cpu"), *(_sources("cuda", "cuda/bindings") if cuda else [])],
+        include_dirs=[str(CSRC / "include"), str(CSRC / "bindings")],
         extra_compile_args={
             "cxx": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"],
+            # random.cu must not contract a * b + c. The others wait for memory, and so give what emulation shows.
             "nvcc": ["-O3", "-fmad=false"],
         },
         extra_link_args=["-fopenmp"],
-        depends=[str(path) for path in (ROOT / "csrc").glob("*/*.h")],
+        depends=[str(path) for path in CSRC.rglob("*.h")] + [str(path) for path in CSRC.rglob("*.cuh")],
     )
     return {"ext_modules": [kernels], "cmdclass": {"build_ext": Build.with_options(use_ninja=False)}}
 
 
-def _sources(folder: str) -> list[str]:
-    return [str(path.relative_to(ROOT)) for path in sorted((ROOT / folder).iterdir()) if path.suffix in (".cpp", ".cu")]
+def _why_no_cuda(torch_cuda: str | None, cuda_home: str | None) -> str | None:
+    """Return why kernels for GPUs cannot be built, in one line, or None when they can."""
+    if torch_cuda is None:
+        return "the installed torch has no CUDA" + (f", though there is a toolkit in {cuda_home}" if cuda_home else "")
+    if cuda_home is None or not Path(cuda_home, "bin", "nvcc").exists():
+        where = "" if cuda_home is None else f" in {cuda_home}/bin"
+        return f"torch has CUDA {torch_cuda}, but there is no nvcc{where}; set CUDA_HOME to the toolkit's folder"
+    return None
+
+
+def _architectures(torch_cuda: str) -> str:
+    """Return the data centre GPUs that a toolkit knows, and PTX for those after them."""
+    knows_blackwell = tuple(int(part) for part in torch_cuda.split(".")) >= (12, 8)
+    return "8.0;9.0;10.0+PTX" if knows_blackwell else "8.0;9.0+PTX"
+
+
+def _sources(*folders: str) -> list[str]:
+    paths = [path for folder in folders for path in sorted((CSRC / folder).iterdir())]
+    return [str(path.relative_to(ROOT)) for path in paths if path.suffix in (".cpp", ".cu")]
 
 
 setup(

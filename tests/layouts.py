@@ -19,6 +19,7 @@ from engine.step import Stepper
 from tests import oracle
 
 VOCAB = 61  # tp does not divide it
+CPU = Device(torch.device("cpu"), "gloo")
 
 LLAMA: dict[str, Any] = {
     "layers": 4, "hidden": 16, "heads": 4, "kv_heads": 2, "ffn": 24, "tied_embeddings": False, "init_std": 0.2,
@@ -84,10 +85,9 @@ def micro_batches(config: Config, batch: dict[str, torch.Tensor], dp_rank: int, 
     return micros
 
 
-def layout_stepper(config: Config) -> Stepper:
+def layout_stepper(config: Config, device: Device = CPU) -> Stepper:
     """Build an initialised Stepper on this rank (dp is what the world leaves)."""
     parallel, world = config.parallel, torch.distributed.get_world_size()
-    device = Device(torch.device("cpu"), "gloo")
     dp = world // (parallel.tp * parallel.pp)
     stepper = Stepper(config, VOCAB, Mesh(pp=parallel.pp, dp=dp, cp=1, tp=parallel.tp, device=device), device)
     stepper.initialise()
@@ -96,7 +96,12 @@ def layout_stepper(config: Config) -> Stepper:
 
 def train_layout(rank: int, world: int, config: Config, steps: int, masked: bool = False) -> dict[str, Any]:
     """Body of a rank: train `steps` steps; return losses, norms and my counted pieces of the weights."""
-    stepper = layout_stepper(config)
+    return train_here(config, steps, masked=masked)
+
+
+def train_here(config: Config, steps: int, device: Device = CPU, *, masked: bool = False) -> dict[str, Any]:
+    """Train as this rank of the world that was joined; see `train_layout`."""
+    stepper = layout_stepper(config, device)
     losses, norms = [], []
     for step in range(steps):
         batch = make_batch(config, step, masked=masked)
@@ -115,7 +120,7 @@ def train_layout(rank: int, world: int, config: Config, steps: int, masked: bool
 def local_pieces(stepper: Stepper) -> list[tuple[Piece, np.ndarray]]:
     """Return every piece this rank holds with its values (float64)."""
     return [
-        (_plain(item.piece), bucket.params[item.start : item.stop].view(item.piece.shape).double().numpy().copy())
+        (_plain(item.piece), bucket.params[item.start : item.stop].view(item.piece.shape).double().cpu().numpy().copy())
         for bucket in stepper.buckets.buckets
         for item in bucket.placed
     ]

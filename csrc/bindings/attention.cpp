@@ -3,13 +3,9 @@
 #include <ATen/ops/max.h>
 #include <ATen/ops/min.h>
 
-#include <optional>
-
 #include "binding.h"
 
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // What the tensors of one call have in common, checked once.
 struct Call {

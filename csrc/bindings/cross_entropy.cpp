@@ -1,21 +1,14 @@
 #include "cross_entropy.h"
 
 #include "binding.h"
+#include "checks/cross_entropy.h"
 
 namespace {
-
-void check_targets(const Tensor& logits, const Tensor& targets) {
-  TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous(), "cross_entropy takes contiguous logits [n, v]");
-  TORCH_CHECK(targets.scalar_type() == at::kLong && targets.numel() == logits.size(0) && targets.is_contiguous(),
-              "cross_entropy takes one int64 target a row");
-}
-
-at::ScalarType wide_of(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ce_stats(const Tensor& logits, const Tensor& targets, int64_t start) {
   check_targets(logits, targets);
   const int64_t n = logits.size(0), v = logits.size(1);
-  Tensor max = at::empty({n}, logits.options().dtype(wide_of(logits)));
+  Tensor max = at::empty({n}, logits.options().dtype(wide(logits)));
   Tensor sum = at::empty_like(max), target = at::empty_like(max), total = at::empty_like(max);
   DISPATCH_ALL(logits, "ce_stats", [&] {
     using W = trimaran::Wide<typename Stored<scalar_t>::type>;
@@ -37,13 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ce_stats(const Tensor& logits, const 
 
 Tensor& ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Tensor& max, const Tensor& log_sum,
                  const Tensor& scale, int64_t vocab, double smoothing, double z_loss) {
-  check_targets(logits, targets);
-  for (const Tensor& row : {max, log_sum, scale}) {
-    TORCH_CHECK(row.scalar_type() == wide_of(logits), "ce_grad_: row statistics are ", row.scalar_type(), ", not ",
-                wide_of(logits));
-    TORCH_CHECK(row.is_contiguous() && row.numel() == logits.size(0), "ce_grad_ takes one number a row");
-  }
-  TORCH_CHECK(smoothing == 0 || vocab > 0, "ce_grad_: label smoothing needs the size of the vocabulary");
+  check_ce_grad(logits, targets, max, log_sum, scale, vocab, smoothing);
   const double spread = smoothing == 0 ? 0.0 : smoothing / static_cast<double>(vocab);
   const int64_t v = logits.size(1);
   DISPATCH_ALL(logits, "ce_grad_", [&] {

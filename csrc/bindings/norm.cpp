@@ -1,38 +1,13 @@
 #include "norm.h"
 
+#include "checks/norm.h"
 #include "row_blocks.h"
 
 namespace {
 
-void check(const char* op, const Tensor& x, const Tensor& weight) {
-  TORCH_CHECK(x.dim() >= 1 && x.is_contiguous() && weight.is_contiguous(), op, " needs contiguous tensors");
-  TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1), op, ": weight has ", weight.numel(),
-              " elements, rows ", x.size(-1));
-  TORCH_CHECK(weight.scalar_type() == x.scalar_type(), op, ": input and weight must have one dtype, not ",
-              x.scalar_type(), " and ", weight.scalar_type());
-}
-
-void check_like(const char* op, const char* name, const OptionalTensor& like, const Tensor& x) {
-  if (!like.has_value()) return;
-  TORCH_CHECK(like->sizes() == x.sizes() && like->scalar_type() == x.scalar_type() && like->is_contiguous(), op, ": ",
-              name, " must be contiguous and have shape ", x.sizes(), " and dtype ", x.scalar_type(), ", not ",
-              like->sizes(), " and ", like->scalar_type());
-}
-
-Tensor row_statistic(const Tensor& x) {
-  auto shape = x.sizes().vec();
-  shape.back() = 1;
-  return at::empty(shape, x.options().dtype(wide(x)));
-}
-
-Tensor total_like(const Tensor& x, const OptionalTensor& residual) {
-  return residual.has_value() ? at::empty_like(x) : at::empty({0}, x.options());
-}
-
 std::tuple<Tensor, Tensor, Tensor> rms_norm(const Tensor& x, const OptionalTensor& residual, const Tensor& weight,
                                             double eps) {
-  check("rms_norm", x, weight);
-  check_like("rms_norm", "residual", residual, x);
+  check_norm("rms_norm", x, residual, weight);
   const int64_t h = x.size(-1);
   Tensor y = at::empty_like(x), total = total_like(x, residual), rstd = row_statistic(x);
   DISPATCH_ALL(x, "rms_norm", [&] {
@@ -55,9 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm(const Tensor& x, const OptionalTenso
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const OptionalTensor& residual,
                                                       const Tensor& weight, const OptionalTensor& bias, double eps) {
-  check("layer_norm", x, weight);
-  check_like("layer_norm", "residual", residual, x);
-  check_like("layer_norm", "bias", bias, weight);
+  check_norm("layer_norm", x, residual, weight, bias);
   const int64_t h = x.size(-1);
   Tensor y = at::empty_like(x), total = total_like(x, residual), mean = row_statistic(x), rstd = row_statistic(x);
   DISPATCH_ALL(x, "layer_norm", [&] {
@@ -78,23 +51,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const Opt
   return {y, total, mean, rstd};
 }
 
-void check_backward(const char* op, const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
-                    const Tensor& weight) {
-  check(op, x, weight);
-  check_like(op, "gradient", dy, x);
-  check_like(op, "gradient of the sum", dtotal, x);
-}
-
-void check_statistic(const char* op, const Tensor& statistic, const Tensor& x) {
-  const int64_t rows = x.size(-1) == 0 ? statistic.numel() : x.numel() / x.size(-1);
-  TORCH_CHECK(statistic.numel() == rows && statistic.scalar_type() == wide(x) && statistic.is_contiguous(), op,
-              ": one ", wide(x), " number a row is needed");
-}
-
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
                                              const Tensor& weight, const Tensor& rstd) {
-  check_backward("rms_norm_backward", dy, dtotal, x, weight);
-  check_statistic("rms_norm_backward", rstd, x);
+  check_norm_backward("rms_norm_backward", dy, dtotal, x, weight, {rstd});
   const int64_t h = x.size(-1), rows = rstd.numel();
   Tensor dx = at::empty_like(x), dweight = at::empty({row_blocks(rows), h}, rstd.options());
   DISPATCH_ALL(x, "rms_norm_backward", [&] {
@@ -117,9 +76,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const OptionalTen
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
                                                        const Tensor& weight, const Tensor& mean, const Tensor& rstd) {
-  check_backward("layer_norm_backward", dy, dtotal, x, weight);
-  check_statistic("layer_norm_backward", mean, x);
-  check_statistic("layer_norm_backward", rstd, x);
+  check_norm_backward("layer_norm_backward", dy, dtotal, x, weight, {mean, rstd});
   const int64_t h = x.size(-1), rows = rstd.numel();
   Tensor dx = at::empty_like(x), dweight = at::empty({row_blocks(rows), h}, rstd.options());
   Tensor dbias = at::empty_like(dweight);

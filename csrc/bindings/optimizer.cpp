@@ -4,15 +4,15 @@
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
-#include <optional>
 #include <vector>
 
 #include "binding.h"
+#include "checks/optimizer.h"
 
 namespace {
 
 template <typename W>
-void run_adamw(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_sq, std::optional<Tensor>& rounded,
+void run_adamw(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_sq, OptionalTensor& rounded,
                const trimaran::AdamW& settings) {
   const auto run = [&](auto* to) {
     at::parallel_for(0, param.numel(), kGrain, [&](int64_t begin, int64_t end) {
@@ -27,19 +27,10 @@ void run_adamw(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_a
   }
 }
 
-void adamw_(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_sq, std::optional<Tensor> rounded,
+void adamw_(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_sq, OptionalTensor rounded,
             double lr, double beta1, double beta2, double eps, double weight_decay, const Tensor& step,
             const Tensor& grad_scale, const Tensor& keep) {
-  for (const Tensor& other : {grad, exp_avg, exp_avg_sq}) {
-    same(param, other, "adamw_: parameter, gradient and moments");
-    TORCH_CHECK(other.is_contiguous() && other.numel() == param.numel(), "adamw_: tensors of different shapes");
-  }
-  TORCH_CHECK(param.is_contiguous(), "adamw_: parameter is not contiguous");
-  if (rounded) {
-    const auto dtype = rounded->scalar_type();
-    TORCH_CHECK(dtype == at::kBFloat16 || dtype == at::kHalf, "adamw_ rounds to 16 bits, not to ", dtype);
-    TORCH_CHECK(rounded->is_contiguous() && rounded->numel() == param.numel(), "adamw_: tensors of different shapes");
-  }
+  check_adamw(param, grad, exp_avg, exp_avg_sq, rounded, {step, grad_scale, keep});
   if (keep.item<double>() == 0.0) return;
   const double t = step.item<double>();
   const trimaran::AdamW settings{lr,  beta1, beta2, eps, weight_decay, 1 - std::pow(beta1, t), 1 - std::pow(beta2, t),
@@ -48,7 +39,7 @@ void adamw_(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_
 }
 
 Tensor sum_of_squares(const Tensor& x) {
-  TORCH_CHECK(x.is_contiguous(), "sum_of_squares takes a contiguous tensor");
+  check_sum_of_squares(x);
   const int64_t n = x.numel(), blocks = (n + kGrain - 1) / kGrain;
   std::vector<double> partial(blocks, 0.0);  // added in order, so the result does not depend on the threads
   DISPATCH_ALL(x, "sum_of_squares", [&] {
@@ -64,7 +55,7 @@ Tensor sum_of_squares(const Tensor& x) {
 }
 
 std::tuple<Tensor, Tensor> means_of_squares(const Tensor& x) {
-  TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "means_of_squares takes a contiguous matrix");
+  check_means_of_squares(x);
   constexpr int64_t kRows = 64;  // summed together, whatever the threads
   const int64_t rows = x.size(0), columns = x.size(1), blocks = (rows + kRows - 1) / kRows;
   Tensor of_rows = at::empty({rows}, x.options()), parts = at::zeros({blocks, columns}, x.options());

@@ -1,19 +1,9 @@
 #include "rope.h"
 
 #include "binding.h"
+#include "checks/rope.h"
 
 namespace {
-
-// Rows of the tables [s, r / 2] or [b, s, r / 2], after a look at them.
-int64_t table_rows(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  const int64_t b = x.size(0), s = x.size(1), half = cos.size(-1);
-  TORCH_CHECK(2 * half <= x.size(3) && cos.sizes() == sin.sizes(), "rope: tables do not fit width ", x.size(3));
-  TORCH_CHECK(cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat, "rope: tables must be float32");
-  const int64_t rows = cos.dim() == 2 ? s : b * s;
-  TORCH_CHECK((cos.dim() == 2 || cos.dim() == 3) && cos.numel() == rows * half, "rope: tables do not fit ", b, " x ", s,
-              " positions");
-  return std::max<int64_t>(1, rows);
-}
 
 template <typename scalar_t>
 void rotate(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& y, trimaran::RopeShape shape) {
@@ -27,11 +17,10 @@ void rotate(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor&
 }
 
 Tensor& rope_(Tensor& x, const Tensor& cos, const Tensor& sin, int64_t heads, bool interleaved, bool inverse) {
-  TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "rope_ takes a contiguous tensor [b, s, g, d]");
-  TORCH_CHECK(0 <= heads && heads <= x.size(2), "rope_: cannot turn ", heads, " of ", x.size(2), " heads");
+  const int64_t period = check_rope(x, cos, sin, heads);
   const trimaran::RopeShape shape{.heads = heads,
                                   .half = cos.size(-1),
-                                  .period = table_rows(x, cos, sin),
+                                  .period = period,
                                   .interleaved = interleaved,
                                   .inverse = inverse};
   DISPATCH_ALL(x, "rope_", [&] { rotate<scalar_t>(x, cos, sin, x, shape); });

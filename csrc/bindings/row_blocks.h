@@ -2,21 +2,12 @@
 // and the blocks are added up in order: the result does not depend on how many threads share the work.
 #pragma once
 
-#include <optional>
-
 #include "binding.h"
 #include "column_sum.h"
 
 constexpr int64_t kBlockRows = 64;
 
 inline int64_t row_blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
-
-using OptionalTensor = std::optional<Tensor>;
-
-template <typename T>
-const typename Stored<T>::type* optional_input(const OptionalTensor& x) {
-  return x.has_value() ? input<T>(*x) : nullptr;
-}
 
 // use(block, begin, end) for every block of rows [begin, end), in parallel.
 template <typename Use>
@@ -26,9 +17,6 @@ void for_each_row_block(int64_t rows, int64_t width, Use use) {
       use(block, block * kBlockRows, std::min(rows, (block + 1) * kBlockRows));
   });
 }
-
-// Float32, or float64 for float64: what statistics and sums over tensors of this dtype are held in.
-inline at::ScalarType wide(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 inline Tensor sum_blocks(const Tensor& partial) {
   const int64_t rows = partial.size(0), width = partial.size(1);

@@ -1,4 +1,4 @@
-// Normals and dropout masks from Philox, in runs of consecutive elements of one stream.
+// Normals, uniform numbers and dropout masks from Philox, in runs of consecutive elements of one stream.
 #include "random.h"
 
 #include <algorithm>
@@ -62,6 +62,16 @@ TRIMARAN_INLINE void fill(T* out, uint64_t key, uint64_t first, int64_t count, d
 }
 
 template <typename T>
+TRIMARAN_INLINE void fill_evenly(T* out, uint64_t key, uint64_t first, int64_t count, double low, double high) {
+  const double span = high - low;
+  for_words(key, first, count, [=](int64_t offset, const uint32_t* words, int64_t length) TRIMARAN_ALWAYS {
+    T* piece = out + offset;
+#pragma omp simd
+    for (int64_t i = 0; i < length; ++i) piece[i] = static_cast<T>(low + span * to_unit(words[i]));
+  });
+}
+
+template <typename T>
 TRIMARAN_INLINE void drop(const T* x, const T* bias, const T* residual, T* y, uint64_t key, uint64_t first,
                           int64_t count, uint32_t threshold, double scale) {
   using W = Wide<T>;
@@ -89,6 +99,12 @@ TRIMARAN_CLONES void normal_run(float* out, uint64_t key, uint64_t first, int64_
 }
 TRIMARAN_CLONES void normal_run(double* out, uint64_t key, uint64_t first, int64_t count, double std, double mean) {
   fill(out, key, first, count, std, mean);
+}
+TRIMARAN_CLONES void uniform_run(float* out, uint64_t key, uint64_t first, int64_t count, double low, double high) {
+  fill_evenly(out, key, first, count, low, high);
+}
+TRIMARAN_CLONES void uniform_run(double* out, uint64_t key, uint64_t first, int64_t count, double low, double high) {
+  fill_evenly(out, key, first, count, low, high);
 }
 #define TRIMARAN_DROPOUT(T)                                                                                         \
   template <>                                                                                                       \

@@ -42,7 +42,8 @@ __global__ void write_gradient(CudaCrossEntropyGrad<T> a) {
   const int64_t row = blockIdx.x, target = a.targets[row] - a.start;
   const W max = a.max[row], log_sum = a.log_sum[row], scale = a.scale[row];
   const W share = scale * (1 + 2 * static_cast<W>(a.z_loss) * (max + log_sum));
-  const W everywhere = scale * static_cast<W>(a.smoothing / static_cast<double>(a.vocab));
+  const double spread = a.smoothing == 0 ? 0.0 : a.smoothing / static_cast<double>(a.vocab);  // then vocab may be 0
+  const W everywhere = scale * static_cast<W>(spread);
   const W at_target = scale * static_cast<W>(1 - a.smoothing);
   T* logits = a.logits + row * a.v;
   for (int64_t i = threadIdx.x * N; i < a.v; i += blockDim.x * N) {

@@ -1,6 +1,7 @@
-// Normals and dropout from Philox on the GPU. A thread draws one counter and serves the up to four elements of a row
-// that are its lanes, so rows may start and end anywhere in the stream.
+// Normals, uniform numbers and dropout from Philox on the GPU. A thread draws one counter and serves the up to four
+// elements of a row that are its lanes, so rows may start and end anywhere in the stream.
 #include "cuda_kernels.h"
+#include "element.cuh"
 #include "launch.h"
 #include "philox.h"
 
@@ -31,35 +32,49 @@ __device__ __forceinline__ uint64_t first_of_row(const Box& box, int64_t row) {
   return index;
 }
 
-template <typename T>
-__global__ void fill_normal(T* out, uint64_t key, Box box, int64_t rows, double std, double mean) {
+struct Normal {
+  double std, mean;
+  __device__ __forceinline__ double operator()(uint32_t word) const { return to_normal(word) * std + mean; }
+};
+
+struct Uniform {
+  double low, span;
+  __device__ __forceinline__ double operator()(uint32_t word) const { return low + span * to_unit(word); }
+};
+
+template <typename T, typename Number>
+__global__ void fill_box(T* out, uint64_t key, Box box, int64_t rows, Number number) {
   const int64_t f = box.sizes[box.dims - 1], counters = counters_of_row(f);
   for_each_index(rows * counters, [&](int64_t i) {
     const int64_t row = i / counters;
     for_lanes(key, first_of_row(box, row), f, i % counters, [&](int64_t column, uint32_t word) {
-      out[row * f + column] = static_cast<T>(to_normal(word) * std + mean);
+      out[row * f + column] = static_cast<T>(number(word));
     });
   });
 }
 
-__device__ __forceinline__ float scaled(float x, double scale) { return x * static_cast<float>(scale); }
-__device__ __forceinline__ double scaled(double x, double scale) { return x * scale; }
-__device__ __forceinline__ __half scaled(__half x, double scale) {
-  return __float2half(__half2float(x) * static_cast<float>(scale));
-}
-__device__ __forceinline__ __nv_bfloat16 scaled(__nv_bfloat16 x, double scale) {
-  return __float2bfloat16(__bfloat162float(x) * static_cast<float>(scale));
+template <typename T, typename Number>
+cudaError_t fill(T* out, uint64_t key, const Box& box, Number number, cudaStream_t stream) {
+  int64_t rows = 1;
+  for (int dim = 0; dim + 1 < box.dims; ++dim) rows *= box.sizes[dim];
+  const int64_t count = rows * counters_of_row(box.sizes[box.dims - 1]);
+  return launch(fill_box<T, Number>, count, stream, out, key, box, rows, number);
 }
 
 template <typename T>
-__global__ void drop(const T* x, T* y, uint64_t key, const int64_t* addresses, int64_t rows, int64_t f, int64_t width,
-                     int64_t start, uint32_t threshold, double scale) {
-  const int64_t counters = counters_of_row(f);
-  for_each_index(rows * counters, [&](int64_t i) {
+__global__ void drop(CudaDropout<T> a) {
+  using W = Wide<T>;
+  const int64_t counters = counters_of_row(a.f);
+  const W factor = static_cast<W>(a.scale);
+  for_each_index(a.rows * counters, [&](int64_t i) {
     const int64_t row = i / counters;
-    for_lanes(key, addresses[row] * width + start, f, i % counters, [&](int64_t column, uint32_t word) {
-      const int64_t at = row * f + column;
-      y[at] = word >= threshold ? scaled(x[at], scale) : static_cast<T>(0.0f);
+    for_lanes(a.key, a.addresses[row] * a.width + a.column, a.f, i % counters, [&](int64_t column, uint32_t word) {
+      const int64_t at = row * a.f + column;
+      W value = widen(a.x[at]);
+      if (a.bias != nullptr) value += widen(a.bias[column]);
+      value = word >= a.threshold ? value * factor : W(0);
+      if (a.residual != nullptr) value = widen(a.residual[at]) + value;
+      narrow(value, a.y[at]);
     });
   });
 }
@@ -68,27 +83,26 @@ __global__ void drop(const T* x, T* y, uint64_t key, const int64_t* addresses, i
 
 template <typename T>
 cudaError_t cuda_fill_normal(T* out, uint64_t key, const Box& box, double std, double mean, cudaStream_t stream) {
-  int64_t rows = 1;
-  for (int dim = 0; dim + 1 < box.dims; ++dim) rows *= box.sizes[dim];
-  const int64_t count = rows * counters_of_row(box.sizes[box.dims - 1]);
-  return launch(fill_normal<T>, count, stream, out, key, box, rows, std, mean);
+  return fill(out, key, box, Normal{std, mean}, stream);
 }
 
 template <typename T>
-cudaError_t cuda_dropout(const T* x, T* y, uint64_t key, const int64_t* addresses, int64_t rows, int64_t f,
-                         int64_t width, int64_t column, uint32_t threshold, double scale, cudaStream_t stream) {
-  return launch(drop<T>, rows * counters_of_row(f), stream, x, y, key, addresses, rows, f, width, column, threshold,
-                scale);
+cudaError_t cuda_fill_uniform(T* out, uint64_t key, const Box& box, double low, double high, cudaStream_t stream) {
+  return fill(out, key, box, Uniform{low, high - low}, stream);
 }
 
-#define TRIMARAN_DROPOUT(T)                                                                                          \
-  template cudaError_t cuda_dropout(const T*, T*, uint64_t, const int64_t*, int64_t, int64_t, int64_t, int64_t,     \
-                                    uint32_t, double, cudaStream_t);
-TRIMARAN_DROPOUT(float)
-TRIMARAN_DROPOUT(double)
-TRIMARAN_DROPOUT(__half)
-TRIMARAN_DROPOUT(__nv_bfloat16)
+template <typename T>
+cudaError_t cuda_dropout(const CudaDropout<T>& a, cudaStream_t stream) {
+  return launch(drop<T>, a.rows * counters_of_row(a.f), stream, a);
+}
+
 template cudaError_t cuda_fill_normal(float*, uint64_t, const Box&, double, double, cudaStream_t);
 template cudaError_t cuda_fill_normal(double*, uint64_t, const Box&, double, double, cudaStream_t);
+template cudaError_t cuda_fill_uniform(float*, uint64_t, const Box&, double, double, cudaStream_t);
+template cudaError_t cuda_fill_uniform(double*, uint64_t, const Box&, double, double, cudaStream_t);
+template cudaError_t cuda_dropout(const CudaDropout<float>&, cudaStream_t);
+template cudaError_t cuda_dropout(const CudaDropout<double>&, cudaStream_t);
+template cudaError_t cuda_dropout(const CudaDropout<__half>&, cudaStream_t);
+template cudaError_t cuda_dropout(const CudaDropout<__nv_bfloat16>&, cudaStream_t);
 
 }  // namespace trimaran

@@ -3,13 +3,10 @@
 // Wide<T>. Defined for float, double, BFloat16 and Half.
 #pragma once
 
+#include "activation_kind.h"
 #include "half.h"
 
 namespace trimaran {
-
-enum class Activation { swiglu, geglu, geglu_tanh, reglu, gelu, gelu_tanh, relu, squared_relu };
-
-inline bool is_gated(Activation kind) { return kind <= Activation::reglu; }
 
 // y [rows, f] for rows [begin, end); bias (one row of x) may be null.
 template <typename T>

@@ -28,11 +28,24 @@ struct Box {
 template <typename T>
 cudaError_t cuda_fill_normal(T* out, uint64_t key, const Box& box, double std, double mean, cudaStream_t stream);
 
-// y = keep ? x * scale : 0 for x [rows, f]; element (r, i) is kept if word addresses[r] * width + column + i of the
-// stream reaches `threshold`.
+// The same with low + (high - low) * u, u in (0, 1): from low to high, both rounded to T.
 template <typename T>
-cudaError_t cuda_dropout(const T* x, T* y, uint64_t key, const int64_t* addresses, int64_t rows, int64_t f,
-                         int64_t width, int64_t column, uint32_t threshold, double scale, cudaStream_t stream);
+cudaError_t cuda_fill_uniform(T* out, uint64_t key, const Box& box, double low, double high, cudaStream_t stream);
+
+// y = residual + (keep ? (x + bias) * scale : 0) for x [rows, f]; element (r, i) is kept if word addresses[r] * width +
+// column + i of the stream `key` reaches `threshold`.
+template <typename T>
+struct CudaDropout {
+  const T *x, *bias, *residual;  // bias [f] and residual [rows, f]: optional
+  T* y;                          // may be x or residual
+  uint64_t key;
+  const int64_t* addresses;
+  int64_t rows, f, width, column;
+  uint32_t threshold;
+  double scale;
+};
+template <typename T>
+cudaError_t cuda_dropout(const CudaDropout<T>& a, cudaStream_t stream);
 
 // ---- norm.cu ----
 
@@ -176,7 +189,7 @@ struct CudaCrossEntropyGrad {
   T* logits;
   const int64_t* targets;
   const Wide<T> *max, *log_sum, *scale;  // [rows]
-  int64_t rows, v, start, vocab;
+  int64_t rows, v, start, vocab;  // vocab: of use where there is smoothing
   double smoothing, z_loss;
 };
 template <typename T>

@@ -1,4 +1,4 @@
-// Normals and dropout over a run of consecutive elements of one Philox stream.
+// Normals, uniform numbers and dropout over a run of consecutive elements of one Philox stream.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,10 @@ namespace trimaran {
 // Elements first .. first + count of the stream `key`, as mean + std * normal.
 void normal_run(float* out, uint64_t key, uint64_t first, int64_t count, double std, double mean);
 void normal_run(double* out, uint64_t key, uint64_t first, int64_t count, double std, double mean);
+
+// The same elements as low + (high - low) * u, with u in (0, 1): from low to high, both rounded to what `out` holds.
+void uniform_run(float* out, uint64_t key, uint64_t first, int64_t count, double low, double high);
+void uniform_run(double* out, uint64_t key, uint64_t first, int64_t count, double low, double high);
 
 // y = residual + (keep ? (x + bias) * scale : 0), where element i is kept if word first + i of the stream reaches
 // `threshold`; bias and residual may be nullptr. Computed wide, rounded once. y may be x or residual.

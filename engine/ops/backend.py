@@ -3,7 +3,7 @@
 `reference` is plain torch, `cpu` and `cuda` are the compiled kernels of `engine._C` on that device, `apex` and `flash`
 are libraries (`engine.ops.libraries`). `auto` takes the first of library, own kernel and reference that can serve;
 naming a backend puts it first, before our kernel and the reference. Nothing is imported before the first use, and
-an installation without the extension works. Libraries have not yet been run on a GPU.
+an installation without the extension works. Neither libraries nor our CUDA kernels have yet been run on a GPU.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ _ALL = (*_WIDE, torch.bfloat16, torch.float16)
 
 # What compiled kernels take: per op the dtypes on CPUs and on GPUs, and one of its operators.
 _KERNELS: dict[str, tuple[tuple[torch.dtype, ...], tuple[torch.dtype, ...], str]] = {
-    "activation": (_ALL, (), "activation"),
-    "adafactor": (_WIDE, (), "means_of_squares"),
-    "adamw": (_WIDE, (), "adamw_"),
+    "activation": (_ALL, _ALL, "activation"),
+    "adafactor": (_WIDE, _WIDE, "means_of_squares"),
+    "adamw": (_WIDE, _WIDE, "adamw_"),
     "attention": (_ALL, (), "attention"),
-    "cross_entropy": (_ALL, (), "ce_stats"),
+    "cross_entropy": (_ALL, _ALL, "ce_stats"),
     "dropout": (_ALL, _ALL, "dropout"),
-    "layer_norm": (_ALL, (), "layer_norm"),
+    "layer_norm": (_ALL, _ALL, "layer_norm"),
     "normal": (_WIDE, _WIDE, "fill_normal_"),
-    "rms_norm": (_ALL, (), "rms_norm"),
-    "rope": (_ALL, (), "rope_"),
-    "softmax": (_ALL, (), "masked_softmax"),
+    "rms_norm": (_ALL, _ALL, "rms_norm"),
+    "rope": (_ALL, _ALL, "rope_"),
+    "softmax": (_ALL, _ALL, "masked_softmax"),
+    "uniform": (_WIDE, _WIDE, "fill_uniform_"),
 }
 
 
@@ -50,7 +51,8 @@ class _Library(Protocol):
 
 
 _LIBRARIES: dict[str, _Library] = {"flash": flash, "apex": apex}  # no op is offered by both
-_MAIN = ("adafactor", "adamw", "normal")  # see tensors of the main dtype: float32 where parameters have 16 bits
+# These see tensors of the main dtype: float32 where parameters have 16 bits.
+_MAIN = ("adafactor", "adamw", "normal", "uniform")
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", *sorted(_LIBRARIES))
 OPS = tuple(sorted({*_KERNELS, *apex.OFFERS, *flash.OFFERS}))
@@ -186,7 +188,7 @@ def _why_no_kernel(operator: str, name: str) -> str | None:
         return f"the extension cannot be loaded ({error}); build it with `python setup.py build_ext --inplace`"
     if not _is_built(operator, name.upper()):
         return f"the extension was built without its {name} kernels" + (
-            "; build it again where torch has CUDA" if name == "cuda" else "; build it again"
+            "; build it again where torch has CUDA and nvcc is found" if name == "cuda" else "; build it again"
         )
     return None
 

@@ -100,6 +100,13 @@ def _fill_normal_(
     return out
 
 
+@register_fake("trimaran::fill_uniform_")
+def _fill_uniform_(
+    out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], low: float, high: float
+) -> Tensor:
+    return out
+
+
 @register_fake("trimaran::dropout")
 def _dropout(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)

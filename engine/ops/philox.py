@@ -121,11 +121,30 @@ def fill_normal_(
     out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], std: float, mean: float = 0.0
 ) -> Tensor:
     """Fill `out`, the box at `offsets` of a tensor of `global_shape`, with its part of that tensor's normals."""
-    fused = backend.native("normal", out)
-    if fused and out.is_contiguous() and out.dim() > 0:
+    if _is_fused("normal", out):
         return torch.ops.trimaran.fill_normal_(out, signed(key), list(global_shape), list(offsets), std, mean)
     index = box_index(global_shape, offsets, out.shape, out.device)
     return out.copy_(normal(key, index) * std + mean)
+
+
+def fill_uniform_(
+    out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], low: float = 0.0, high: float = 1.0
+) -> Tensor:
+    """Fill `out`, the box at `offsets` of a tensor of `global_shape`, with its part of low + (high - low) * uniform.
+
+    That is computed in float64, where it lies within [low, high], and rounded once to out's dtype, to which both ends
+    may be rounded too: in float32 they occur. Each number comes from 32 bits, in float64 too.
+    """
+    if not low <= high:
+        raise ValueError(f"fill_uniform_ takes low <= high, not {low} and {high}.")
+    if _is_fused("uniform", out):
+        return torch.ops.trimaran.fill_uniform_(out, signed(key), list(global_shape), list(offsets), low, high)
+    index = box_index(global_shape, offsets, out.shape, out.device)
+    return out.copy_(low + (high - low) * uniform(key, index))
+
+
+def _is_fused(op: str, out: Tensor) -> bool:
+    return backend.native(op, out) and out.is_contiguous() and out.dim() > 0
 
 
 def signed(key: int) -> int:

@@ -19,7 +19,7 @@ from engine.ops.cross_entropy import ce_grad_, ce_stats
 from engine.ops.dropout import add_dropout, dropout
 from engine.ops.key_ranges import KeyRanges
 from engine.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from engine.ops.philox import fill_normal_
+from engine.ops.philox import fill_normal_, fill_uniform_
 from engine.ops.rope import rope_, rope_tables
 from engine.ops.softmax import masked_softmax
 from tests.fake_cuda import run_fake_cuda
@@ -94,9 +94,13 @@ def _normal() -> Any:
     return fill_normal_(torch.ones(4, 5), 7, (8, 5), (2, 0), 1.0)
 
 
+def _uniform() -> Any:
+    return fill_uniform_(torch.ones(4, 5), 7, (8, 5), (2, 0), 1.0, 2.0)
+
+
 CALLS = [
     *(_swiglu, _gelu, _rms_norm, _add_rms_norm, _layer_norm, _add_layer_norm, _rope, _rope_in_place, _dropout),
-    *(_add_dropout, _cross_entropy, _adamw, _attention, _softmax, _normal),
+    *(_add_dropout, _cross_entropy, _adamw, _attention, _softmax, _normal, _uniform),
 ]
 
 

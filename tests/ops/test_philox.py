@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from engine.ops import backend, philox
-from engine.ops.philox import fill_normal_, make_key, normal, philox4x32, random_bits, uniform
+from engine.ops.philox import fill_normal_, fill_uniform_, make_key, normal, philox4x32, random_bits, uniform
 
 # Random123's kat_vectors, philox 4x32, 10 rounds: counter, key (low word first), result
 KNOWN = [
@@ -65,28 +67,68 @@ def test_the_most_extreme_words_give_finite_normals(monkeypatch: pytest.MonkeyPa
     assert 6.2 < z[1] < 6.5
 
 
+FILLS = pytest.mark.parametrize("fill", [fill_normal_, fill_uniform_])
+
+
+@FILLS
 @given(shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_any_box_is_a_slice_of_the_whole(shape: list[int], data: st.DataObject) -> None:
+def test_any_box_is_a_slice_of_the_whole(fill: Callable[..., Tensor], shape: list[int], data: st.DataObject) -> None:
     key = make_key(3, "weight")
     offsets = [data.draw(st.integers(0, n - 1)) for n in shape]
     sizes = [data.draw(st.integers(1, n - o)) for n, o in zip(shape, offsets, strict=True)]
-    whole = fill_normal_(torch.empty(shape), key, shape, [0] * len(shape), 0.02, 0.1)
-    box = fill_normal_(torch.empty(sizes), key, shape, offsets, 0.02, 0.1)
+    whole = fill(torch.empty(shape), key, shape, [0] * len(shape), 0.02, 0.1)
+    box = fill(torch.empty(sizes), key, shape, offsets, 0.02, 0.1)
     assert torch.equal(box, whole[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))])
 
 
 @compiled
+@FILLS
 @given(
-    n=st.sampled_from([1, 3, 255, 256, 257, 1000]),
-    m=st.integers(1, 5),
+    n=st.sampled_from([1, 3, 255, 256, 257, 1000]), m=st.integers(1, 5),
     dtype=st.sampled_from([torch.float32, torch.float64]),
-)
+)  # fmt: skip
 @settings(max_examples=15, deadline=None)
-def test_compiled_normals_are_bitwise_the_reference(n: int, m: int, dtype: torch.dtype) -> None:
+def test_compiled_numbers_are_bitwise_the_reference(
+    fill: Callable[..., Tensor], n: int, m: int, dtype: torch.dtype
+) -> None:
     drawn = []
     for name in ("cpu", "reference"):
         backend.select(name)
-        drawn.append(fill_normal_(torch.empty(m, n, dtype=dtype), 2**63 + 5, (m + 7, n + 2), (3, 1), 0.7, 0.25))
+        drawn.append(fill(torch.empty(m, n, dtype=dtype), 2**63 + 5, (m + 7, n + 2), (3, 1), 0.25, 0.7))
     backend.select("auto")
     assert torch.equal(*drawn)
+
+
+@FILLS
+def test_what_kernels_do_not_take_is_filled_by_the_reference(fill: Callable[..., Tensor]) -> None:
+    key = make_key(3, "weight")
+    whole = fill(torch.empty(6, 5), key, (6, 5), (0, 0), 0.25, 0.7)
+    assert torch.equal(fill(torch.empty(5, 6).t(), key, (6, 5), (0, 0), 0.25, 0.7), whole)
+    assert torch.equal(fill(torch.empty(()), key, (), (), 0.25, 0.7), whole[0, 0])
+
+
+def test_uniform_numbers_fill_their_interval_evenly() -> None:
+    x = fill_uniform_(torch.empty(1000, 1000, dtype=torch.float64), make_key(0, "u"), (1000, 1000), (0, 0), -3.0, 5.0)
+    counts = torch.histc(x, 100, -3.0, 5.0)
+    assert (counts.sum(), x.min() >= -3.0, x.max() <= 5.0) == (1_000_000, True, True)
+    assert (counts / 10_000 - 1).abs().max() < 0.05
+    assert abs(x.mean() - 1) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_numbers_stay_between_the_ends_as_their_dtype_has_them(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(philox, "random_bits", lambda key, index: torch.tensor([0, 2**32 - 1])[index])
+    backend.select("reference")
+    for low, high in ((0.0, 1.0), (-0.1, 0.1), (1e-3, 1e30), (-7.7, -7.6), (0.3, 0.3)):
+        drawn = fill_uniform_(torch.empty(2, dtype=dtype), 0, (2,), (0,), low, high)
+        ends = torch.tensor([low, high], dtype=dtype)
+        assert ends[0] <= drawn[0] <= drawn[1] <= ends[1]
+    backend.select("auto")
+
+
+def test_an_interval_without_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"low <= high, not 1\.0 and 0\.0"):
+        fill_uniform_(torch.empty(2), 0, (2,), (0,), 1.0, 0.0)

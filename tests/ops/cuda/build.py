@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -97,37 +98,48 @@ class HostBuild:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._objects: dict[tuple[str, ...], Path] = {}
-        self._count = 0
+        self._count = itertools.count()
 
     def library(self, *sources: Path, entries: str = "", flags: Sequence[str] = ()) -> Emulated:
         """Load a library of .cu `sources` and `entries`, the text of C functions that call them."""
-        names = os.environ.get(SANITIZE)
-        sanitize = sanitizer_flags(names) if names else []
-        return Emulated(self.link(*sources, entries=entries, flags=[*flags, *sanitize]))
+        return Emulated(self.link(*sources, entries=entries, flags=[*flags, *asked_sanitizers()]))
 
     def link(self, *sources: Path, entries: str = "", flags: Sequence[str] = ()) -> Path:
         """Make that library, but don't load it."""
-        self._count += 1
-        output = self._folder / f"build{self._count}.so"
         if entries:
-            text = output.with_suffix(".cu")
+            text = self._new("entries.cu")
             text.write_text(entries)
             sources = (*sources, text)
         with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(lambda source: str(self._object(source, flags)), sources))
-        linked = run(["g++", *flags, "-shared", *objects, "-o", str(output)])
+            objects = list(pool.map(lambda source: self.compiled(source, flags), sources))
+        return self.joined(objects, flags)
+
+    def joined(self, objects: Sequence[Path], flags: Sequence[str] = ()) -> Path:
+        """Link `objects` to a library."""
+        output = self._new("build.so")
+        linked = run(["g++", "-shared", *map(str, objects), "-o", str(output), *flags])
         assert linked.returncode == 0, linked.stderr
         return output
 
-    def _object(self, source: Path, flags: Sequence[str]) -> Path:
+    def compiled(self, source: Path, flags: Sequence[str] = ()) -> Path:
+        """Return the object of a source, compiled before or now."""
         key = (str(source), *flags)
         if key not in self._objects:
-            target = self._folder / f"{source.stem}-{abs(hash(key)):x}.o"
+            target = self._new(f"{source.stem}.o")
             folders = [*INCLUDE, "-I", str(CSRC / "testing"), "-isystem", str(headers())]
             done = run(["g++", *HOST_FLAGS, *flags, *folders, "-x", "c++", "-c", str(source), "-o", str(target)])
             assert done.returncode == 0, done.stderr
             self._objects[key] = target
         return self._objects[key]
+
+    def _new(self, name: str) -> Path:
+        return self._folder / f"{next(self._count)}-{name}"
+
+
+def asked_sanitizers() -> list[str]:
+    """Return the flags of sanitizers that the environment asks for in every emulated build."""
+    names = os.environ.get(SANITIZE)
+    return sanitizer_flags(names) if names else []
 
 
 def sanitizer_flags(names: str) -> list[str]:

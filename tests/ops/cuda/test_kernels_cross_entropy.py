@@ -117,6 +117,12 @@ def test_masked_columns_and_bad_numbers(kernels: Emulated) -> None:
     assert logits[[0, 2]].isfinite().all()
 
 
+def test_the_size_of_the_vocabulary_need_not_be_known_where_nothing_is_smoothed(kernels: Emulated) -> None:
+    logits, targets, zero = torch.zeros(1, 4), torch.tensor([2]), torch.zeros(1)
+    kernels("grad_float32", logits, targets, zero, torch.full((1,), math.log(4)), torch.ones(1), [1, 4, 0, 0], 0.0, 0.0)
+    torch.testing.assert_close(logits, torch.tensor([[0.25, 0.25, -0.75, 0.25]]))
+
+
 def test_a_part_without_columns(kernels: Emulated) -> None:
     found = stats(kernels, torch.empty(2, 0), torch.tensor([0, 1]), 0)
     assert torch.equal(found[0], torch.full((2,), -math.inf))
