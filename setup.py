@@ -73,12 +73,19 @@ def extension() -> dict[str, Any]:
 
 
 def _why_no_cuda(torch_cuda: str | None, cuda_home: str | None) -> str | None:
-    """Return why kernels for GPUs cannot be built, in one line, or None when they can."""
+    """Return why kernels for GPUs cannot be built, in one line, or None when they can; stop at half a toolkit."""
     if torch_cuda is None:
-        return "the installed torch has no CUDA" + (f", though there is a toolkit in {cuda_home}" if cuda_home else "")
+        return "the installed torch has no CUDA"
     if cuda_home is None or not Path(cuda_home, "bin", "nvcc").exists():
         where = "" if cuda_home is None else f" in {cuda_home}/bin"
         return f"torch has CUDA {torch_cuda}, but there is no nvcc{where}; set CUDA_HOME to the toolkit's folder"
+    # torch looks for the toolkit around the nvcc on the PATH, which may be a script that calls another
+    headers = ("include/cuda_runtime.h", "targets/*/include/cuda_runtime.h")  # the latter in environments of conda
+    if not any(path for pattern in headers for path in Path(cuda_home).glob(pattern)):
+        raise SystemExit(
+            f"nvcc was found at {cuda_home}/bin/nvcc, but no toolkit is in {cuda_home} (no include/cuda_runtime.h): "
+            "set CUDA_HOME to the toolkit's folder"
+        )
     return None
 
 

@@ -4,6 +4,7 @@
 #include <ATen/ops/min.h>
 
 #include "binding.h"
+#include "checks/key_ranges.h"
 
 namespace {
 
@@ -27,23 +28,13 @@ struct Call {
     TORCH_CHECK(k.sizes() == v.sizes() && k.size(0) == b && k.size(3) == d, "attention: keys ", k.sizes(),
                 " and values ", v.sizes(), " do not fit queries ", q.sizes());
     TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0, "attention: ", kv_heads, " kv heads for ", heads, " heads");
-    for (const Tensor& range : {first_, last_})
-      TORCH_CHECK(range.scalar_type() == at::kInt && range.is_contiguous() && range.dim() == 2 &&
-                      (range.size(0) == 1 || range.size(0) == b) && range.size(1) == queries,
-                  "attention: ranges of keys must be int32 [1 or b, queries]");
-    TORCH_CHECK(first_.sizes() == last_.sizes(), "attention: first and last keys of different shapes");
-    if (queries > 0 && keys >= 0) {
-      TORCH_CHECK(first_.numel() == 0 || (first_.min().item<int>() >= 0 && last_.max().item<int>() < keys),
-                  "attention: ranges reach beyond the ", keys, " keys");
-    }
+    check_key_ranges("attention", q, first_, last_, b, queries);
+    TORCH_CHECK(first_.numel() == 0 || (first_.min().item<int>() >= 0 && last_.max().item<int>() < keys),
+                "attention: ranges reach beyond the ", keys, " keys");
+    check_slopes("attention", q, slopes_, heads);
     ranges = first_.size(0);
     first = first_.const_data_ptr<int32_t>(), last = last_.const_data_ptr<int32_t>();
-    slopes = nullptr;
-    if (slopes_.has_value()) {
-      TORCH_CHECK(slopes_->scalar_type() == at::kFloat && slopes_->is_contiguous() && slopes_->numel() == heads,
-                  "attention: one float32 slope a head");
-      slopes = slopes_->const_data_ptr<float>();
-    }
+    slopes = optional_input<float>(slopes_);
   }
 
   trimaran::HeadShape shape(int64_t batch, int64_t head) const {
@@ -65,8 +56,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
                                      const Tensor& last, const OptionalTensor& slopes, double scale, int64_t shift) {
   const Call call(q, k, v, first, last, slopes, scale, shift);
   Tensor out = at::empty({call.b, call.queries, call.heads, call.d}, q.options());
-  const auto wide = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  Tensor lse = at::empty({call.b, call.heads, call.queries}, q.options().dtype(wide));
+  Tensor lse = at::empty({call.b, call.heads, call.queries}, q.options().dtype(wide(q)));
   if (out.numel() == 0) return {out, lse};
   const int64_t pairs = call.b * call.heads, threads = at::get_num_threads();
   const int64_t cuts = std::max<int64_t>(1, std::min((2 * threads + pairs - 1) / pairs, call.queries / 192));

@@ -28,8 +28,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ce_stats(const Tensor& logits, const 
   return {max, sum, target, total};
 }
 
-Tensor& ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Tensor& max, const Tensor& log_sum,
-                 const Tensor& scale, int64_t vocab, double smoothing, double z_loss) {
+void ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Tensor& max, const Tensor& log_sum,
+              const Tensor& scale, int64_t vocab, double smoothing, double z_loss) {
   check_ce_grad(logits, targets, max, log_sum, scale, vocab, smoothing);
   const double spread = smoothing == 0 ? 0.0 : smoothing / static_cast<double>(vocab);
   const int64_t v = logits.size(1);
@@ -46,7 +46,6 @@ Tensor& ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Ten
       }
     });
   });
-  return logits;
 }
 
 }  // namespace
@@ -55,7 +54,7 @@ TORCH_LIBRARY_FRAGMENT(trimaran, m) {
   m.def("ce_stats(Tensor logits, Tensor targets, int start) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "ce_grad_(Tensor(a!) logits, Tensor targets, int start, Tensor max, Tensor log_sum, Tensor scale, int vocab, "
-      "float smoothing, float z_loss) -> Tensor(a!)");
+      "float smoothing, float z_loss) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(trimaran, CPU, m) {

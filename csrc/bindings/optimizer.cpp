@@ -6,26 +6,10 @@
 #include <cmath>
 #include <vector>
 
-#include "binding.h"
 #include "checks/optimizer.h"
+#include "row_blocks.h"
 
 namespace {
-
-template <typename W>
-void run_adamw(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_sq, OptionalTensor& rounded,
-               const trimaran::AdamW& settings) {
-  const auto run = [&](auto* to) {
-    at::parallel_for(0, param.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      trimaran::adamw(param.data_ptr<W>(), grad.const_data_ptr<W>(), exp_avg.data_ptr<W>(), exp_avg_sq.data_ptr<W>(),
-                      to, begin, end, settings);
-    });
-  };
-  if (rounded && rounded->scalar_type() == at::kHalf) {
-    run(output<at::Half>(*rounded));
-  } else {
-    run(rounded ? output<at::BFloat16>(*rounded) : nullptr);
-  }
-}
 
 void adamw_(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_sq, OptionalTensor rounded,
             double lr, double beta1, double beta2, double eps, double weight_decay, const Tensor& step,
@@ -35,7 +19,16 @@ void adamw_(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_
   const double t = step.item<double>();
   const trimaran::AdamW settings{lr,  beta1, beta2, eps, weight_decay, 1 - std::pow(beta1, t), 1 - std::pow(beta2, t),
                                  grad_scale.item<double>()};
-  DISPATCH(param, "adamw_", [&] { run_adamw<scalar_t>(param, grad, exp_avg, exp_avg_sq, rounded, settings); });
+  DISPATCH(param, "adamw_", [&] {
+    using W = scalar_t;
+    DISPATCH_16(rounded, "adamw_", [&] {
+      auto* to = rounded ? output<scalar_t>(*rounded) : nullptr;
+      at::parallel_for(0, param.numel(), kGrain, [&](int64_t begin, int64_t end) {
+        trimaran::adamw(param.data_ptr<W>(), grad.const_data_ptr<W>(), exp_avg.data_ptr<W>(), exp_avg_sq.data_ptr<W>(),
+                        to, begin, end, settings);
+      });
+    });
+  });
 }
 
 Tensor sum_of_squares(const Tensor& x) {
@@ -56,18 +49,15 @@ Tensor sum_of_squares(const Tensor& x) {
 
 std::tuple<Tensor, Tensor> means_of_squares(const Tensor& x) {
   check_means_of_squares(x);
-  constexpr int64_t kRows = 64;  // summed together, whatever the threads
-  const int64_t rows = x.size(0), columns = x.size(1), blocks = (rows + kRows - 1) / kRows;
-  Tensor of_rows = at::empty({rows}, x.options()), parts = at::zeros({blocks, columns}, x.options());
+  const int64_t rows = x.size(0), columns = x.size(1);
+  Tensor of_rows = at::empty({rows}, x.options()), parts = at::zeros({row_blocks(rows), columns}, x.options());
   DISPATCH(x, "means_of_squares", [&] {
-    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block)
-        trimaran::squares_of_matrix(x.const_data_ptr<scalar_t>(), of_rows.data_ptr<scalar_t>(),
-                                    parts.data_ptr<scalar_t>() + block * columns, block * kRows,
-                                    std::min(rows, (block + 1) * kRows), columns);
+    for_each_row_block(rows, columns, [&](int64_t block, int64_t begin, int64_t end) {
+      trimaran::squares_of_matrix(x.const_data_ptr<scalar_t>(), of_rows.data_ptr<scalar_t>(),
+                                  parts.data_ptr<scalar_t>() + block * columns, begin, end, columns);
     });
   });
-  return {of_rows, parts.sum(0).div_(static_cast<double>(rows))};
+  return {of_rows, sum_blocks(parts).div_(static_cast<double>(rows))};
 }
 
 }  // namespace

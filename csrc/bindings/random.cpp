@@ -26,20 +26,18 @@ void fill_box(const char* op, Tensor& out, at::IntArrayRef global_shape, at::Int
   });
 }
 
-Tensor& fill_normal_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double std,
-                     double mean) {
+void fill_normal_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double std,
+                  double mean) {
   fill_box("fill_normal_", out, global_shape, offsets, [&](auto* data, uint64_t first, int64_t count) {
     trimaran::normal_run(data, static_cast<uint64_t>(key), first, count, std, mean);
   });
-  return out;
 }
 
-Tensor& fill_uniform_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double low,
-                      double high) {
+void fill_uniform_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double low,
+                   double high) {
   fill_box("fill_uniform_", out, global_shape, offsets, [&](auto* data, uint64_t first, int64_t count) {
     trimaran::uniform_run(data, static_cast<uint64_t>(key), first, count, low, high);
   });
-  return out;
 }
 
 Tensor dropout(const Tensor& x, const OptionalTensor& bias, const OptionalTensor& residual, int64_t key,
@@ -64,10 +62,10 @@ Tensor dropout(const Tensor& x, const OptionalTensor& bias, const OptionalTensor
 TORCH_LIBRARY_FRAGMENT(trimaran, m) {
   m.def(
       "fill_normal_(Tensor(a!) out, int key, int[] global_shape, int[] offsets, float std, float mean) "
-      "-> Tensor(a!)");
+      "-> ()");
   m.def(
       "fill_uniform_(Tensor(a!) out, int key, int[] global_shape, int[] offsets, float low, float high) "
-      "-> Tensor(a!)");
+      "-> ()");
   m.def(
       "dropout(Tensor x, Tensor? bias, Tensor? residual, int key, Tensor rows, int width, int column, int threshold, "
       "float scale) -> Tensor");

@@ -20,9 +20,8 @@ struct Heads {
   int64_t token, head;
 };
 
-// y = x rotated, tokens [begin, end); the features that do not turn are left as they are in y. y may be x.
+// Rotate x in place, tokens [begin, end).
 template <typename T>
-void rope(const RopeShape& shape, Heads<const T> x, const float* cos, const float* sin, Heads<T> y, int64_t begin,
-          int64_t end);
+void rope(const RopeShape& shape, Heads<T> x, const float* cos, const float* sin, int64_t begin, int64_t end);
 
 }  // namespace trimaran

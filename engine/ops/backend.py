@@ -98,7 +98,7 @@ def select(default: str = "auto", overrides: Mapping[str, str] | None = None, de
     global _default, _overrides
     check(default, overrides or {}, device_type)
     _default, _overrides = default, dict(overrides or {})
-    _pick.cache_clear()
+    _first_usable.cache_clear()
 
 
 # -- choice --------------------------------------------------------------------------------------------------
@@ -106,9 +106,10 @@ def select(default: str = "auto", overrides: Mapping[str, str] | None = None, de
 
 def choose(op: str, x: Tensor) -> str:
     """Return what runs `op` on `x` (the tensor its kernels read): "reference", "native", "apex" or "flash"."""
-    name = _pick(op, _device_of(x), x.dtype)
+    wanted = _overrides.get(op, _default)
+    name = _pick(op, wanted, _device_of(x), x.dtype)
     if name in _LIBRARIES and not _LIBRARIES[name].fits(op, x):
-        name = _pick(op, _device_of(x), x.dtype, libraries=False)
+        name = _pick(op, wanted, _device_of(x), x.dtype, libraries=False)
     return "native" if name in ("cpu", "cuda") else name
 
 
@@ -123,9 +124,17 @@ def _device_of(x: Tensor) -> str:
     return "cuda" if x.is_cuda else x.device.type
 
 
+def _pick(op: str, wanted: str, device_type: str, dtype: torch.dtype, libraries: bool = True) -> str:
+    return _first_usable(op, wanted, device_type, dtype, libraries)
+
+
+# torch.compile calls it for its answer and does not look inside, where modules are imported. What the decorator
+# torch.compiler.assume_constant_result does, which would import the compiler at each start.
+_pick._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
-def _pick(op: str, device_type: str, dtype: torch.dtype, libraries: bool = True) -> str:
-    wanted = _overrides.get(op, _default)
+def _first_usable(op: str, wanted: str, device_type: str, dtype: torch.dtype, libraries: bool) -> str:
     names = _backends(op) if wanted == "auto" else (wanted, device_type, "reference")
     for name in names if wanted != "reference" else ():
         if (libraries or name not in _LIBRARIES) and _why_not(op, name, device_type, dtype, wanted == "auto") is None:
@@ -237,7 +246,8 @@ def describe(device_type: str, dtype: torch.dtype) -> list[str]:
 
 
 def _row(op: str, device_type: str, dtype: torch.dtype) -> Row:
-    picked, wanted = _pick(op, device_type, dtype), _overrides.get(op, _default)
+    wanted = _overrides.get(op, _default)
+    picked = _pick(op, wanted, device_type, dtype)
     usable = [name for name in _backends(op) if (name == "cpu") == (device_type == "cpu") or name == "reference"]
     others = {}
     for name in usable[: usable.index(picked)]:

@@ -46,9 +46,10 @@ def ce_grad_(
     is not formed for p, because it would round away the digits that the softmax needs.
     """
     if backend.native("cross_entropy", logits_nv) and logits_nv.is_contiguous():
-        return torch.ops.trimaran.ce_grad_(
+        torch.ops.trimaran.ce_grad_(
             logits_nv, targets_n, vocab_start, max_n, log_sum_n, scale_n.contiguous(), vocab, smoothing, z_loss
         )
+        return logits_nv
     grad_nv = ((logits_nv.to(max_n.dtype) - max_n[:, None]) - log_sum_n[:, None]).exp()
     if z_loss:
         grad_nv *= 1.0 + 2.0 * z_loss * (max_n + log_sum_n)[:, None]

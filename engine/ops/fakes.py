@@ -1,11 +1,11 @@
 """What each compiled operator returns for fake tensors: shapes and dtypes without data, for tracing and planning.
 
-Importing this registers them; it needs `engine._C`, which declares the operators (see `engine.ops.backend`).
+Operators that write into their arguments return nothing, and torch asks for no more (torch.compile refuses operators
+that return an argument). Importing this registers the others; it needs `engine._C`, which declares them (see
+`engine.ops.backend`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,11 +51,6 @@ def _layer_norm_backward(
     return torch.empty_like(x), dweight, torch.empty_like(dweight)
 
 
-@register_fake("trimaran::rope_")
-def _rope_(x: Tensor, cos: Tensor, sin: Tensor, heads: int, interleaved: bool, inverse: bool) -> Tensor:
-    return x
-
-
 @register_fake("trimaran::activation")
 def _activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     gated = kind in ("swiglu", "geglu", "geglu_tanh", "reglu")
@@ -69,18 +64,7 @@ def _activation_backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: str) 
 
 @register_fake("trimaran::ce_stats")
 def _ce_stats(logits: Tensor, targets: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return tuple(logits.new_empty(logits.shape[:1], dtype=wide) for _ in range(4))  # type: ignore[return-value]
-
-
-@register_fake("trimaran::ce_grad_")
-def _ce_grad_(logits: Tensor, *_: object) -> Tensor:
-    return logits
-
-
-@register_fake("trimaran::adamw_")
-def _adamw_(*_: object) -> None:
-    return None
+    return tuple(logits.new_empty(logits.shape[:1], dtype=_wide(logits)) for _ in range(4))  # type: ignore[return-value]
 
 
 @register_fake("trimaran::means_of_squares")
@@ -93,20 +77,6 @@ def _sum_of_squares(x: Tensor) -> Tensor:
     return x.new_empty((), dtype=torch.float64)
 
 
-@register_fake("trimaran::fill_normal_")
-def _fill_normal_(
-    out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], std: float, mean: float
-) -> Tensor:
-    return out
-
-
-@register_fake("trimaran::fill_uniform_")
-def _fill_uniform_(
-    out: Tensor, key: int, global_shape: Sequence[int], offsets: Sequence[int], low: float, high: float
-) -> Tensor:
-    return out
-
-
 @register_fake("trimaran::dropout")
 def _dropout(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
@@ -117,13 +87,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor, slopes: Tensor | None, scale: float, shift: int
 ) -> tuple[Tensor, Tensor]:
     b, s, heads, _ = q.shape
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape), q.new_empty((b, heads, s), dtype=wide)
-
-
-@register_fake("trimaran::attention_backward_")
-def _attention_backward_(*_: object) -> None:
-    return None
+    return q.new_empty(q.shape), q.new_empty((b, heads, s), dtype=_wide(q))
 
 
 @register_fake("trimaran::masked_softmax")

@@ -122,7 +122,8 @@ def fill_normal_(
 ) -> Tensor:
     """Fill `out`, the box at `offsets` of a tensor of `global_shape`, with its part of that tensor's normals."""
     if _is_fused("normal", out):
-        return torch.ops.trimaran.fill_normal_(out, signed(key), list(global_shape), list(offsets), std, mean)
+        torch.ops.trimaran.fill_normal_(out, signed(key), list(global_shape), list(offsets), std, mean)
+        return out
     index = box_index(global_shape, offsets, out.shape, out.device)
     return out.copy_(normal(key, index) * std + mean)
 
@@ -138,7 +139,8 @@ def fill_uniform_(
     if not low <= high:
         raise ValueError(f"fill_uniform_ takes low <= high, not {low} and {high}.")
     if _is_fused("uniform", out):
-        return torch.ops.trimaran.fill_uniform_(out, signed(key), list(global_shape), list(offsets), low, high)
+        torch.ops.trimaran.fill_uniform_(out, signed(key), list(global_shape), list(offsets), low, high)
+        return out
     index = box_index(global_shape, offsets, out.shape, out.device)
     return out.copy_(low + (high - low) * uniform(key, index))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -21,7 +22,8 @@ class Recipe(NamedTuple):
 
 def with_recipe(x: Tensor, make: Callable[[Tensor], Tensor], source: Tensor) -> Tensor:
     """Note on `x`, the output of an op, that make(source) gives it again; `source` must not be written to."""
-    x.recipe = Recipe(make, source)  # type: ignore[attr-defined]
+    if not torch.compiler.is_dynamo_compiling():  # which decides by itself what to keep
+        x.recipe = Recipe(make, source)  # type: ignore[attr-defined]
     return x
 
 

@@ -42,7 +42,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor, heads: int, interleaved: bool, inverse: bool) -> Tensor:
     runs_on = backend.choose("rope", x)
     if runs_on == "native":
-        return torch.ops.trimaran.rope_(x, cos, sin, heads, interleaved, inverse)
+        torch.ops.trimaran.rope_(x, cos, sin, heads, interleaved, inverse)
+        return x
     if runs_on == "flash":
         flash.rotate(x[:, :, :heads], cos, sin, interleaved=interleaved, back=inverse, inplace=True)
         return x

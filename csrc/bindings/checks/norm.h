@@ -1,6 +1,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <tuple>
 
 #include "checks/tensors.h"
 
@@ -51,4 +52,40 @@ inline Tensor row_statistic(const Tensor& x) {
 // Room for x + residual; no elements where there is no residual.
 inline Tensor total_like(const Tensor& x, const OptionalTensor& residual) {
   return residual.has_value() ? at::empty_like(x) : at::empty({0}, x.options());
+}
+
+// The operators. normalise(x, residual, weight, bias, eps, y, total, mean, rstd) and gradients(dy, dtotal, x, weight,
+// mean, rstd) -> (dx, dweight, dbias) run the kernels of a device; without a mean theirs are those of RMSNorm.
+
+template <auto normalise>
+std::tuple<Tensor, Tensor, Tensor> rms_norm(const Tensor& x, const OptionalTensor& residual, const Tensor& weight,
+                                            double eps) {
+  check_norm("rms_norm", x, residual, weight);
+  Tensor y = at::empty_like(x), total = total_like(x, residual), rstd = row_statistic(x);
+  normalise(x, residual, weight, {}, eps, y, total, {}, rstd);
+  return {y, total, rstd};
+}
+
+template <auto normalise>
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const OptionalTensor& residual,
+                                                      const Tensor& weight, const OptionalTensor& bias, double eps) {
+  check_norm("layer_norm", x, residual, weight, bias);
+  Tensor y = at::empty_like(x), total = total_like(x, residual), mean = row_statistic(x), rstd = row_statistic(x);
+  normalise(x, residual, weight, bias, eps, y, total, mean, rstd);
+  return {y, total, mean, rstd};
+}
+
+template <auto gradients>
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
+                                             const Tensor& weight, const Tensor& rstd) {
+  check_norm_backward("rms_norm_backward", dy, dtotal, x, weight, {rstd});
+  auto [dx, dweight, none] = gradients(dy, dtotal, x, weight, {}, rstd);
+  return {dx, dweight};
+}
+
+template <auto gradients>
+std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
+                                                       const Tensor& weight, const Tensor& mean, const Tensor& rstd) {
+  check_norm_backward("layer_norm_backward", dy, dtotal, x, weight, {mean, rstd});
+  return gradients(dy, dtotal, x, weight, mean, rstd);
 }

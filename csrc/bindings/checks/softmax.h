@@ -1,6 +1,6 @@
 #pragma once
 
-#include "checks/tensors.h"
+#include "checks/key_ranges.h"
 
 // One call: scores [b, h, queries, keys], ranges int32 [1 or b, queries], slopes float32 [h], bias [h or 1, queries,
 // keys].
@@ -12,19 +12,9 @@ struct SoftmaxCall {
 
   void check() const {
     TORCH_CHECK(scores.is_contiguous(), "masked_softmax takes contiguous [b, h, queries, keys]");
-    for (const Tensor& range : {first, last}) {
-      TORCH_CHECK(range.scalar_type() == at::kInt && range.is_contiguous() && range.dim() == 2 &&
-                      (range.size(0) == 1 || range.size(0) == b) && range.size(1) == queries,
-                  "masked_softmax: ranges of keys must be int32 [1 or b, queries]");
-      on_one_device(scores, range, "masked_softmax: scores and ranges of keys");
-    }
-    TORCH_CHECK(first.sizes() == last.sizes(), "masked_softmax: first and last keys of different shapes");
+    check_key_ranges("masked_softmax", scores, first, last, b, queries);
+    check_slopes("masked_softmax", scores, slopes, h);
     TORCH_CHECK(cap >= 0, "masked_softmax: the cap is ", cap, ", not 0 or more");
-    if (slopes) {
-      TORCH_CHECK(slopes->scalar_type() == at::kFloat && slopes->is_contiguous() && slopes->numel() == h,
-                  "masked_softmax: one float32 slope a head");
-      on_one_device(scores, *slopes, "masked_softmax: scores and slopes");
-    }
     if (bias) {
       same(scores, *bias, "masked_softmax: scores and bias");
       TORCH_CHECK(bias->dim() == 3 && bias->is_contiguous() && (bias->size(0) == 1 || bias->size(0) == h) &&

@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ce_stats(const Tensor& logits, const 
   return {max, sum, target, total};
 }
 
-Tensor& ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Tensor& max, const Tensor& log_sum,
-                 const Tensor& scale, int64_t vocab, double smoothing, double z_loss) {
+void ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Tensor& max, const Tensor& log_sum,
+              const Tensor& scale, int64_t vocab, double smoothing, double z_loss) {
   check_ce_grad(logits, targets, max, log_sum, scale, vocab, smoothing);
   DISPATCH_ALL(logits, "ce_grad_", [&] {
     using T = typename Stored<scalar_t>::type;
@@ -44,7 +44,6 @@ Tensor& ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Ten
                                                  .z_loss = z_loss};
     on_device_of(logits, [&](cudaStream_t stream) { return trimaran::cuda_cross_entropy_grad(call, stream); });
   });
-  return logits;
 }
 
 }  // namespace

@@ -25,22 +25,6 @@ void normalise(const Tensor& x, const OptionalTensor& residual, const Tensor& we
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rms_norm(const Tensor& x, const OptionalTensor& residual, const Tensor& weight,
-                                            double eps) {
-  check_norm("rms_norm", x, residual, weight);
-  Tensor y = at::empty_like(x), total = total_like(x, residual), rstd = row_statistic(x);
-  normalise(x, residual, weight, {}, eps, y, total, {}, rstd);
-  return {y, total, rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const OptionalTensor& residual,
-                                                      const Tensor& weight, const OptionalTensor& bias, double eps) {
-  check_norm("layer_norm", x, residual, weight, bias);
-  Tensor y = at::empty_like(x), total = total_like(x, residual), mean = row_statistic(x), rstd = row_statistic(x);
-  normalise(x, residual, weight, bias, eps, y, total, mean, rstd);
-  return {y, total, mean, rstd};
-}
-
 // Without a mean it is RMSNorm, whose dbias has no elements.
 std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
                                              const Tensor& weight, const OptionalTensor& mean, const Tensor& rstd) {
@@ -57,7 +41,7 @@ std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& dy, const OptionalTen
                                              .x = input<scalar_t>(x),
                                              .weight = input<scalar_t>(weight),
                                              .dtotal = optional_input<scalar_t>(dtotal),
-                                             .mean = centred ? mean->const_data_ptr<W>() : nullptr,
+                                             .mean = optional_input<W>(mean),
                                              .rstd = rstd.const_data_ptr<W>(),
                                              .dx = output<scalar_t>(dx),
                                              .dweight_parts = dweight_parts.data_ptr<W>(),
@@ -71,24 +55,11 @@ std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& dy, const OptionalTen
   return {dx, dweight, dbias};
 }
 
-std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
-                                             const Tensor& weight, const Tensor& rstd) {
-  check_norm_backward("rms_norm_backward", dy, dtotal, x, weight, {rstd});
-  auto [dx, dweight, none] = gradients(dy, dtotal, x, weight, {}, rstd);
-  return {dx, dweight};
-}
-
-std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
-                                                       const Tensor& weight, const Tensor& mean, const Tensor& rstd) {
-  check_norm_backward("layer_norm_backward", dy, dtotal, x, weight, {mean, rstd});
-  return gradients(dy, dtotal, x, weight, mean, rstd);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(trimaran, TRIMARAN_CUDA_KEY, m) {
-  m.impl("rms_norm", &rms_norm);
-  m.impl("layer_norm", &layer_norm);
-  m.impl("rms_norm_backward", &rms_norm_backward);
-  m.impl("layer_norm_backward", &layer_norm_backward);
+  m.impl("rms_norm", &rms_norm<normalise>);
+  m.impl("layer_norm", &layer_norm<normalise>);
+  m.impl("rms_norm_backward", &rms_norm_backward<gradients>);
+  m.impl("layer_norm_backward", &layer_norm_backward<gradients>);
 }

@@ -6,42 +6,32 @@
 
 namespace {
 
-// `scalars`: step, grad_scale and keep as float64 on the device, where the kernel reads them.
-template <typename W, typename Rounded>
-void update(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq, Rounded* rounded,
-            const Tensor& scalars, double lr, double beta1, double beta2, double eps, double weight_decay) {
-  const double* scalar = scalars.const_data_ptr<double>();
-  const trimaran::CudaAdamW<W, Rounded> call{.param = param.data_ptr<W>(),
-                                             .grad = grad.const_data_ptr<W>(),
-                                             .exp_avg = exp_avg.data_ptr<W>(),
-                                             .exp_avg_sq = exp_avg_sq.data_ptr<W>(),
-                                             .rounded = rounded,
-                                             .step = scalar,
-                                             .grad_scale = scalar + 1,
-                                             .keep = scalar + 2,
-                                             .count = param.numel(),
-                                             .lr = lr,
-                                             .beta1 = beta1,
-                                             .beta2 = beta2,
-                                             .eps = eps,
-                                             .weight_decay = weight_decay};
-  on_device_of(param, [&](cudaStream_t stream) { return trimaran::cuda_adamw(call, stream); });
-}
-
 void adamw_(Tensor& param, const Tensor& grad, Tensor& exp_avg, Tensor& exp_avg_sq, OptionalTensor rounded, double lr,
             double beta1, double beta2, double eps, double weight_decay, const Tensor& step, const Tensor& grad_scale,
             const Tensor& keep) {
   check_adamw(param, grad, exp_avg, exp_avg_sq, rounded, {step, grad_scale, keep});
-  const Tensor scalars = at::stack({step, grad_scale, keep}).to(at::kDouble);
+  const Tensor scalars = at::stack({step, grad_scale, keep}).to(at::kDouble);  // the kernel reads them on the device
+  const double* scalar = scalars.const_data_ptr<double>();
   DISPATCH(param, "adamw_", [&] {
-    const auto run = [&](auto* to) {
-      update<scalar_t>(param, grad, exp_avg, exp_avg_sq, to, scalars, lr, beta1, beta2, eps, weight_decay);
-    };
-    if (rounded && rounded->scalar_type() == at::kHalf) {
-      run(output<at::Half>(*rounded));
-    } else {
-      run(rounded ? output<at::BFloat16>(*rounded) : nullptr);
-    }
+    using W = scalar_t;
+    DISPATCH_16(rounded, "adamw_", [&] {
+      using Rounded = typename Stored<scalar_t>::type;
+      const trimaran::CudaAdamW<W, Rounded> call{.param = param.data_ptr<W>(),
+                                                 .grad = grad.const_data_ptr<W>(),
+                                                 .exp_avg = exp_avg.data_ptr<W>(),
+                                                 .exp_avg_sq = exp_avg_sq.data_ptr<W>(),
+                                                 .rounded = rounded ? output<scalar_t>(*rounded) : nullptr,
+                                                 .step = scalar,
+                                                 .grad_scale = scalar + 1,
+                                                 .keep = scalar + 2,
+                                                 .count = param.numel(),
+                                                 .lr = lr,
+                                                 .beta1 = beta1,
+                                                 .beta2 = beta2,
+                                                 .eps = eps,
+                                                 .weight_decay = weight_decay};
+      on_device_of(param, [&](cudaStream_t stream) { return trimaran::cuda_adamw(call, stream); });
+    });
   });
 }
 

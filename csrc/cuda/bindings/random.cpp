@@ -20,22 +20,20 @@ void fill_box(const char* op, const Tensor& out, at::IntArrayRef global_shape, a
   });
 }
 
-Tensor& fill_normal_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double std,
-                     double mean) {
+void fill_normal_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double std,
+                  double mean) {
   fill_box("fill_normal_", out, global_shape, offsets,
            [&](auto* data, const trimaran::Box& box, cudaStream_t stream) {
              return trimaran::cuda_fill_normal(data, static_cast<uint64_t>(key), box, std, mean, stream);
            });
-  return out;
 }
 
-Tensor& fill_uniform_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double low,
-                      double high) {
+void fill_uniform_(Tensor& out, int64_t key, at::IntArrayRef global_shape, at::IntArrayRef offsets, double low,
+                   double high) {
   fill_box("fill_uniform_", out, global_shape, offsets,
            [&](auto* data, const trimaran::Box& box, cudaStream_t stream) {
              return trimaran::cuda_fill_uniform(data, static_cast<uint64_t>(key), box, low, high, stream);
            });
-  return out;
 }
 
 Tensor dropout(const Tensor& x, const OptionalTensor& bias, const OptionalTensor& residual, int64_t key,

@@ -4,7 +4,7 @@
 
 namespace {
 
-Tensor& rope_(Tensor& x, const Tensor& cos, const Tensor& sin, int64_t heads, bool interleaved, bool inverse) {
+void rope_(Tensor& x, const Tensor& cos, const Tensor& sin, int64_t heads, bool interleaved, bool inverse) {
   const int64_t period = check_rope(x, cos, sin, heads);
   const Tensor c = cos.contiguous(), s = sin.contiguous();
   DISPATCH_ALL(x, "rope_", [&] {
@@ -21,7 +21,6 @@ Tensor& rope_(Tensor& x, const Tensor& cos, const Tensor& sin, int64_t heads, bo
                                                                    .direction = inverse ? -1.0f : 1.0f};
     on_device_of(x, [&](cudaStream_t stream) { return trimaran::cuda_rope(call, stream); });
   });
-  return x;
 }
 
 }  // namespace

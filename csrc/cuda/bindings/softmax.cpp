@@ -25,7 +25,7 @@ Tensor masked_softmax(const Tensor& scores, const Tensor& first, const Tensor& l
         .scores = input<scalar_t>(scores),
         .bias = optional_input<scalar_t>(bias),
         .biases = bias.has_value() ? bias->size(0) : 0,
-        .slopes = slopes.has_value() ? slopes->const_data_ptr<float>() : nullptr,
+        .slopes = optional_input<float>(slopes),
         .probs = output<scalar_t>(probs),
         .shape = shape_of(checked)};
     on_device_of(scores, [&](cudaStream_t stream) { return trimaran::cuda_softmax(call, stream); });
