@@ -14,6 +14,7 @@ from engine.data.batch import MicroBatch
 from engine.device import Device
 from engine.mesh import Mesh
 from engine.models.transformer import plain_chunk
+from engine.ops import backend
 from engine.parallel.sharding import Piece, pieces_of
 from engine.step import Stepper
 from tests import oracle
@@ -96,6 +97,7 @@ def layout_stepper(config: Config, device: Device = CPU) -> Stepper:
 
 def train_layout(rank: int, world: int, config: Config, steps: int, masked: bool = False) -> dict[str, Any]:
     """Body of a rank: train `steps` steps; return losses, norms and my counted pieces of the weights."""
+    backend.select(config.ops.backend)
     return train_here(config, steps, masked=masked)
 
 
