@@ -89,32 +89,15 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._bytes = 0
-        self._header: dict[str, Any] = {}
-        self._tensors: dict[str, StoredTensor] = {}
+        self._entries: list[Entry] = []
 
-    def take(self, entries: Iterable[Entry], name: str) -> None:
-        """Copy the values of `entries`, to be written to a file called `name`; they may change afterwards."""
+    def take(self, entries: Iterable[Entry]) -> None:
+        """Copy the values of `entries`, which may change afterwards. All else about them is left for `write`."""
         # Wider types first: then every tensor starts at a multiple of its element size without padding.
-        ordered = sorted(entries, key=lambda entry: -entry.tensor.dtype.itemsize)
-        header: dict[str, Any] = {}
-        self._tensors = {}
-        self._reserve(sum(entry.tensor.nbytes for entry in ordered), any(entry.tensor.is_cuda for entry in ordered))
-        at, wanted = 0, list[torch.Tensor]()
-        for entry in ordered:
-            key = f"{entry.name}@{','.join(map(str, entry.offsets))}"
-            self._note(entry, name, key)
-            tensor = entry.tensor
-            if tensor.numel() == 0:
-                continue
-            if key in header:
-                raise CheckpointError(f"{entry.name} is handed over twice at offsets {entry.offsets}.")
-            stop = at + tensor.nbytes
-            wanted.append(tensor.detach())
-            header[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, stop]}
-            at = stop
-        self._copy(wanted)
-        self._bytes, self._header = at, header
+        self._entries = sorted(entries, key=lambda entry: -entry.tensor.dtype.itemsize)
+        tensors = [entry.tensor.detach() for entry in self._entries if entry.tensor.numel() > 0]
+        self._reserve(sum(tensor.nbytes for tensor in tensors), any(tensor.is_cuda for tensor in tensors))
+        self._copy(tensors)
 
     def _copy(self, tensors: list[torch.Tensor]) -> None:
         """Fill the buffer with `tensors`, one after the other."""
@@ -125,34 +108,58 @@ class Snapshot:
             at = stop
 
     def write(self, path: Path) -> Shard:
-        """Write the copy to a new file at `path`, down to the disk; a file that fails is taken away again."""
-        if self._bytes == 0:
-            return Shard(path.name, None, self._tensors)
+        """Write the copy to a new file at `path`, down to the disk; a file that fails is taken away again.
+
+        Raises CheckpointError for entries that contradict each other or cannot be held.
+        """
+        plain, tensors, size = self._describe(path.name)
+        if size == 0:
+            return Shard(path.name, None, tensors)
         path.unlink(missing_ok=True)
-        header = _encode_header(self._header)
+        header = _encode_header(plain)
         try:
-            digest = _write_new(path, [memoryview(header), self._buffer[: self._bytes].numpy().data])
+            digest = _write_new(path, [memoryview(header), self._buffer[:size].numpy().data])
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return Shard(path.name, StoredFile(len(header) + self._bytes, digest), self._tensors)
+        return Shard(path.name, StoredFile(len(header) + size, digest), tensors)
+
+    def _describe(self, file: str) -> tuple[dict[str, Any], dict[str, StoredTensor], int]:
+        """Return the header of `file`, what the shard says of its tensors, and the bytes of their values."""
+        header: dict[str, Any] = {}
+        tensors: dict[str, StoredTensor] = {}
+        at = 0
+        for entry in self._entries:
+            key = f"{entry.name}@{','.join(map(str, entry.offsets))}"
+            tensors[entry.name] = _with_box(tensors.get(entry.name), entry, file, key)
+            tensor = entry.tensor
+            if tensor.numel() == 0:
+                continue
+            if key in header:
+                raise CheckpointError(f"{entry.name} is handed over twice at offsets {entry.offsets}.")
+            stop = at + tensor.nbytes
+            header[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, stop]}
+            at = stop
+        self._entries = []  # their tensors may be freed
+        return header, tensors, at
 
     def _reserve(self, size: int, is_cuda: bool) -> None:
         if self._buffer.numel() < size:
             self._buffer = torch.empty(0, dtype=torch.uint8)  # free the smaller one first
             self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=is_cuda)
 
-    def _note(self, entry: Entry, file: str, key: str) -> None:
-        """Add a box to what the shard says of itself; CheckpointError where the entries contradict each other."""
-        if entry.tensor.dtype not in _CODES:
-            raise CheckpointError(f"{entry.name} is {entry.tensor.dtype}, which checkpoints do not hold.")
-        shape = tuple(entry.global_shape)
-        known = self._tensors.get(entry.name, StoredTensor(shape, entry.tensor.dtype, ()))
-        if (known.global_shape, known.dtype) != (shape, entry.tensor.dtype):
-            raise CheckpointError(f"{entry.name} is handed over with two global shapes or dtypes.")
-        part = StoredBox(file, key, Box(tuple(entry.offsets), tuple(entry.tensor.shape)))
-        boxes = (*known.boxes, part) if part.box.numel else known.boxes
-        self._tensors[entry.name] = StoredTensor(shape, known.dtype, boxes)
+
+def _with_box(known: StoredTensor | None, entry: Entry, file: str, key: str) -> StoredTensor:
+    """Return what is known of a tensor with one more box; CheckpointError where the entries contradict each other."""
+    if entry.tensor.dtype not in _CODES:
+        raise CheckpointError(f"{entry.name} is {entry.tensor.dtype}, which checkpoints do not hold.")
+    shape = tuple(entry.global_shape)
+    if known is None:
+        known = StoredTensor(shape, entry.tensor.dtype, ())
+    if (known.global_shape, known.dtype) != (shape, entry.tensor.dtype):
+        raise CheckpointError(f"{entry.name} is handed over with two global shapes or dtypes.")
+    part = StoredBox(file, key, Box(tuple(entry.offsets), tuple(entry.tensor.shape)))
+    return StoredTensor(shape, known.dtype, (*known.boxes, part) if part.box.numel else known.boxes)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -100,7 +100,7 @@ class CheckpointWriter:
         job = _Job(step, self._turn, begin)
         try:
             job.meta = json.loads(json.dumps(meta))
-            self._snapshot.take(entries, folders.shard_name(self._rank))
+            self._snapshot.take(entries)
         except Exception as error:
             job.fault = self._describe(error)
         job.stall_s = time.perf_counter() - begin

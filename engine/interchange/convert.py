@@ -206,7 +206,7 @@ def _write_checkpoint(folder: Path, groups: Iterator[list[Entry]], meta: dict[st
     try:
         for number, entries in enumerate(groups):
             file = folders.shard_name(number)
-            snapshot.take(entries, file)
+            snapshot.take(entries)
             shards.append(snapshot.write(aside / file))
         folders.commit(folder, folders.merge(0, meta, shards))
     finally:
