@@ -12,8 +12,3 @@
 #define TRIMARAN_CLONES
 #endif
 #define TRIMARAN_INLINE static inline __attribute__((always_inline))
-
-namespace trimaran {
-
-
-}  // namespace trimaran
