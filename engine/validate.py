@@ -44,7 +44,8 @@ _AT_LEAST: dict[str, int] = {
     "monitor.peak_tflops": 0, "ops.head_block_mb": 0, "run.threads": 0,
 }  # fmt: skip
 
-_AT_MOST = {"parallel.timeout_s": 1e9, "run.threads": 1024}  # beyond, clocks overflow and threads cannot be started
+# Beyond, clocks and numbers of bytes overflow, and threads cannot be started.
+_AT_MOST = {"ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024}
 
 _ABOVE_ZERO = (
     "model.norm_eps", "model.rope_theta", "parallel.bucket_mb", "parallel.timeout_s", "optim.lr", "optim.eps",
@@ -117,8 +118,9 @@ def _check_ranges(config: Config) -> None:
             wrong = "out of range" if value == math.inf else "too small"
             raise ConfigError(f"{key}={value} is {wrong}; write {least} or more.")
     for key, most in _AT_MOST.items():
-        if _get(config, key) > most:
-            raise ConfigError(f"{key}={_get(config, key):g} is too large; write {most:g} or less.")
+        value = _get(config, key)
+        if value is not None and value > most:
+            raise ConfigError(f"{key}={value:g} is too large; write {most:g} or less.")
     for key in _ABOVE_ZERO:
         if not 0 < _get(config, key) < math.inf:
             raise ConfigError(f"{key}={_get(config, key)} is out of range; write a number above 0.")

@@ -26,7 +26,7 @@ def read_device(arguments: list[str]) -> Device:
     name = "auto"
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key != "device" or not equals:
+        if key not in ("device", "run.device") or not equals:  # the latter is what advice on devices says
             raise ConfigError(f"unknown setting '{argument}'; write device=auto, device=cpu or device=cuda.")
         name = value
     return Device.pick(name)

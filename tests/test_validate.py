@@ -57,6 +57,8 @@ RULES: list[tuple[str, int | None, tuple[str, ...]]] = [
     ("train.ramp=[4,4]", None, ("train.ramp=[4,4]", "first batch")),
     ("train.ramp=[4,3,100]", None, ("train.ramp=[4,3,100]", "train.global_batch=8")),
     ("parallel.timeout_s=1e300", None, ("parallel.timeout_s=1e+300", "1e+09 or less")),
+    ("parallel.bucket_mb=1e308", None, ("parallel.bucket_mb=1e+308", "1e+09 or less")),
+    ("ops.head_block_mb=1e308", None, ("ops.head_block_mb=1e+308", "1e+09 or less")),
     ("run.threads=100000", None, ("run.threads=100000", "1024 or less")),
     ("model.init_std=inf", None, ("model.init_std=inf", "out of range")),
     ("data.format=jsonl", None, ("data.format=jsonl", "data.paths")),

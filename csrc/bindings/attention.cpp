@@ -84,12 +84,20 @@ void attention_backward_(const Tensor& dout, const Tensor& q, const Tensor& k, c
                          const Tensor& lse, const Tensor& first, const Tensor& last, const OptionalTensor& slopes,
                          double scale, int64_t shift, Tensor& dq, Tensor& dk, Tensor& dv) {
   const Call call(q, k, v, first, last, slopes, scale, shift);
-  TORCH_CHECK(dout.sizes() == out.sizes() && dout.stride(3) == 1 && out.sizes() == q.sizes() && lse.is_contiguous(),
-              "attention_backward_: output and its gradient do not fit the queries");
+  TORCH_CHECK(dout.sizes() == out.sizes() && out.sizes() == q.sizes() && lse.is_contiguous() &&
+                  lse.numel() == call.b * call.heads * call.queries,
+              "attention_backward_: output, its gradient and row statistics do not fit the queries");
   TORCH_CHECK(dq.sizes() == q.sizes() && dk.sizes() == k.sizes() && dv.sizes() == v.sizes(),
               "attention_backward_: gradients do not fit their tensors");
-  same(q, dout, "attention_backward_: queries and gradient");
-  if (q.numel() == 0) return;
+  for (const Tensor& x : {out, dout, dq, dk, dv}) {
+    same(q, x, "attention_backward_: queries, output and gradients");
+    TORCH_CHECK(x.stride(3) == 1 || call.d <= 1, "attention_backward_ takes [b, s, heads, d], adjacent d");
+  }
+  if (q.numel() == 0) {  // keys that nobody sees
+    dk.zero_();
+    dv.zero_();
+    return;
+  }
   const int64_t group = call.heads / call.kv_heads;
   Tensor parts = at::empty({2, call.b, call.heads, call.keys, call.d}, lse.options());  // of each head, added up below
   DISPATCH_ALL(q, "attention_backward_", [&] {

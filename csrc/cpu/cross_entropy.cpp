@@ -25,14 +25,15 @@ TRIMARAN_INLINE RowStats<T> stats(const T* logits, int64_t v) {
       top = x > top ? x : top;
       all += x;
     }
-    const W origin = top;
+    const W origin = top == -std::numeric_limits<W>::infinity() ? W(0) : top;  // -inf alone: exp(-inf - -inf) is NaN
 #pragma omp simd reduction(+ : part)
     for (int64_t i = 0; i < count; ++i) part += exp_below(widen(chunk[i]) - origin);
     sum = (top == largest ? sum : sum * exp_below(largest - top)) + part;
     largest = top;
     total += all;
   }
-  return {largest, sum, total};
+  // Nothing but -inf sums to 0, what the other parts of the vocabulary then make of it; NaN stays.
+  return {largest, largest == -std::numeric_limits<W>::infinity() ? sum * W(0) : sum, total};
 }
 
 template <typename T>

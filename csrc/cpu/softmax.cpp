@@ -35,13 +35,14 @@ TRIMARAN_INLINE void forward(const SoftmaxRow<T>& row, int64_t low, int64_t high
       chunk[j] = x;
       largest = x > largest ? x : largest;
     }
-    const W origin = largest;
+    const W origin = largest == -std::numeric_limits<W>::infinity() ? W(0) : largest;  // a chunk of nothing but -inf
 #pragma omp simd reduction(+ : part)
     for (int64_t j = 0; j < count; ++j) part += chunk[j] = exp_below(chunk[j] - origin);
     sum = (largest == top ? sum : sum * exp_below(top - largest)) + part;
     top = largest;
   }
-  const W factor = W(1) / sum;
+  // A row of nothing but -inf has no probabilities: they are NaN, as torch's.
+  const W factor = top == -std::numeric_limits<W>::infinity() ? std::numeric_limits<W>::quiet_NaN() : W(1) / sum;
   if (high - low <= kChunk) {
 #pragma omp simd
     for (int64_t j = low; j < high; ++j) narrow(chunk[j - low] * factor, probs[j]);

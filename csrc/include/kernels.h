@@ -1,5 +1,6 @@
 // CPU kernels over a range of rows or elements. They know nothing of torch or of threads: the binding cuts the work
-// into ranges. Each takes float and double; row-major, contiguous unless strides are given.
+// into ranges. Each takes float and double, most take 16-bit numbers too (half.h); row-major, contiguous unless strides
+// are given.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,3 @@
 #define TRIMARAN_CLONES
 #endif
 #define TRIMARAN_INLINE static inline __attribute__((always_inline))
-
-namespace trimaran {
-
-
-}  // namespace trimaran

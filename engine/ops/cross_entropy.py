@@ -21,7 +21,8 @@ def ce_stats(logits_nv: Tensor, targets_n: Tensor, vocab_start: int) -> tuple[Te
         return torch.ops.trimaran.ce_stats(logits_nv.contiguous(), targets_n, vocab_start)
     wide = logits_nv if logits_nv.dtype == torch.float64 else logits_nv.float()
     max_n = wide.amax(dim=-1)
-    sum_n = (wide - max_n[:, None]).exp().sum(dim=-1)
+    base_n = max_n.clamp(min=torch.finfo(max_n.dtype).min)  # a part of nothing but -inf sums to 0, not to NaN
+    sum_n = (wide - base_n[:, None]).exp().sum(dim=-1)
     local_n, held_n = _local(targets_n, vocab_start, logits_nv.shape[1])
     target_n = wide.gather(1, local_n[:, None])[:, 0].masked_fill(~held_n, 0.0)
     return max_n, sum_n, target_n, wide.sum(dim=-1)

@@ -76,7 +76,7 @@ def _rows(tokens: int, row_bytes: int, block_mb: float) -> int:
 
 def _sum(losses_n: Tensor, share: Share) -> Tensor:
     if share.mask_bs is not None:
-        losses_n = losses_n * share.mask_bs.reshape(-1)
+        losses_n = losses_n * share.mask_bs.reshape(-1).to(losses_n.dtype)
     return losses_n.sum() * share.factor.to(losses_n.dtype)
 
 
@@ -95,7 +95,9 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         whole_bsh = gather_sequence(x_bsh, tp.axis) if tp.shards_sequence else x_bsh
         x_nh = whole_bsh.reshape(-1, whole_bsh.shape[-1])
-        spans = [slice(start, start + rows) for start in range(0, len(x_nh), rows)]
+        if len(targets_n) != len(x_nh):  # blocks would pair what there is of both
+            raise ValueError(f"head_loss has {len(targets_n)} labels for {len(x_nh)} tokens.")
+        spans = [slice(start, start + rows) for start in range(0, max(1, len(x_nh)), rows)]  # one, empty, of no tokens
         if not trains:
             return _sum(torch.cat([_block(x_nh[n], head_vh, targets_n[n], tp, terms) for n in spans]), share)
         dx_nh, scale_n = torch.empty_like(x_nh), _scales(targets_n, share, x_nh)

@@ -16,9 +16,10 @@ from launch import doctor
 SCRIPT = Path(doctor.__file__)
 
 
-def test_the_table_is_what_the_dispatch_chooses(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("setting", ["device=cpu", "run.device=cpu"])
+def test_the_table_is_what_the_dispatch_chooses(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
     backend.select("auto")
-    assert doctor.main(["device=cpu"]) == 0
+    assert doctor.main([setting]) == 0
     shown = capsys.readouterr().out
     for op, name in backend.active("cpu", torch.bfloat16).items():
         (line,) = (line for line in shown.splitlines() if op in line.split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -136,6 +138,43 @@ def test_wrong_ranges_are_refused(each_backend: str) -> None:
         attention(qkv, 1, 1, KeyRanges.full(5, CPU).__class__(torch.zeros(1, 5).int(), torch.full((1, 5), 9).int()))
     with pytest.raises(RuntimeError, match="ranges of keys must be int32"):
         attention(qkv, 1, 1, KeyRanges.causal(4, CPU))
+
+
+def backward_arguments(queries: int, keys: int) -> list[Any]:
+    """Arguments of the operator that fills gradients of q, k and v, for two heads and one kv head of 4 features."""
+    q, k, out = draw(1, 1, queries, 2, 4), draw(2, 1, keys, 1, 4), draw(3, 1, queries, 2, 4)
+    lse = draw(4, 1, 2, queries)
+    first, last = torch.zeros(1, queries).int(), torch.zeros(1, queries).int()
+    gradients = [torch.full_like(x, torch.nan) for x in (q, k, k)]
+    return [draw(5, 1, queries, 2, 4), q, k, k, out, lse, first, last, None, 0.5, 0, *gradients]
+
+
+def test_keys_without_queries_have_gradients_of_zero(each_backend: str) -> None:
+    if each_backend == "reference":
+        pytest.skip("autograd's own")
+    arguments = backward_arguments(0, 3)
+    torch.ops.trimaran.attention_backward_(*arguments)
+    assert all(torch.equal(x, torch.zeros_like(x)) for x in arguments[-2:])
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (5, torch.zeros(1, 2, 4, dtype=torch.float64), "row statistics do not fit the queries"),
+        (4, torch.zeros(1, 5, 4, 2, dtype=torch.float64).mT, "adjacent d"),
+        (11, torch.zeros(1, 5, 4, 2, dtype=torch.float64).mT, "adjacent d"),
+        (12, torch.zeros(1, 3, 1, 8, dtype=torch.float64)[..., ::2], "adjacent d"),
+        (13, torch.zeros(1, 3, 1, 4), "must have one dtype, not Double and Float"),
+    ],
+)
+def test_gradients_that_do_not_fit_are_refused(each_backend: str, place: int, wrong: Tensor, message: str) -> None:
+    """The kernel writes where their strides say."""
+    if each_backend == "reference":
+        pytest.skip("torch refuses them in its own words")
+    arguments = backward_arguments(5, 3)
+    arguments[place] = wrong
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.trimaran.attention_backward_(*arguments)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -91,6 +91,21 @@ def test_nan_is_passed_on() -> None:
     assert torch.isfinite(largest[1] + torch.log(total[1]))
 
 
+@pytest.mark.parametrize(("vocab", "masked"), [(40, 15), (5000, 3000)], ids=["short", "longer than a chunk"])
+def test_masked_logits_take_no_part(vocab: int, masked: int) -> None:
+    """They are -inf, be they the first of a row or all that a rank of tp holds."""
+    logits, targets = draw(1, 2, vocab), torch.tensor([vocab - 1, masked])
+    logits[:, :masked] = float("-inf")
+    for edge in (masked, masked + 7):
+        losses = in_parts(logits, targets, edge)
+        torch.testing.assert_close(losses, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-12, atol=0)
+    largest, total, *_ = ce_stats(logits[:, :masked].contiguous(), targets, 0)
+    assert (largest == float("-inf")).all()
+    assert (total == 0).all()
+    logits[0, 3] = float("nan")
+    assert torch.isnan(ce_stats(logits, targets, 0)[1][0])
+
+
 def test_wrong_targets_are_refused(each_backend: str) -> None:
     if each_backend == "reference":
         pytest.skip("torch refuses them in its own words")

@@ -62,3 +62,23 @@ def test_a_linear_layer_keeps_the_source(name: str) -> None:
     assert weight.grad is not None
     expected = torch.ones(6, 5, dtype=torch.float64).t() @ y.detach().view(6, width)
     torch.testing.assert_close(weight.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("written", ["output", "source"])
+def test_what_is_written_to_is_kept_itself(written: str) -> None:
+    """A recipe holds until somebody overwrites what it gives or what it starts from: then it is forgotten."""
+    x = draw(3, 2, 3, 8)
+    y = rms_norm(x, WEIGHT, 1e-5)
+    assert recipe_of(y).source is x
+    (y if written == "output" else x).mul_(2)
+    make, source = recipe_of(y)
+    assert source is y
+    assert make(source) is y
+
+
+def test_inference_tensors_have_no_recipe() -> None:
+    with torch.inference_mode():
+        x = draw(3, 2, 3, 8)
+        y = rms_norm(x, WEIGHT, 1e-5)
+    assert recipe_of(y).source is y
+    assert recipe_of(rms_norm(x, WEIGHT, 1e-5)).source is not x

@@ -93,6 +93,35 @@ def test_evaluation_leaves_gradients_alone() -> None:
     assert not head.main_grad.any()
 
 
+@pytest.mark.parametrize("shape", [(0, S), (B, 0)])
+@pytest.mark.parametrize("trains", [True, False])
+def test_no_tokens_have_no_loss(shape: tuple[int, int], trains: bool) -> None:
+    tp, head = layer(ALONE, torch.float64)
+    x, targets = torch.zeros(*shape, H, dtype=torch.float64, requires_grad=True), torch.zeros(shape, dtype=torch.int64)
+    with torch.set_grad_enabled(trains):
+        loss = head_loss(x, head, targets, Share(None, FACTOR, GRADIENT), tp, terms=TERMS)
+    assert loss.item() == 0
+    if trains:
+        loss.backward(GRADIENT.double())
+        assert head.grad is not None
+        assert not head.grad.any()
+
+
+@pytest.mark.parametrize("count", [S - 1, S + 1])
+def test_labels_of_other_tokens_are_refused(count: int) -> None:
+    tp, head = layer(ALONE, torch.float64)
+    with pytest.raises(ValueError, match=f"{count} labels for {S} tokens"):
+        head_loss(draw(1, 1, S, H), head, TARGETS.flatten()[None, :count], Share(None, FACTOR), tp, block_mb=1e-6)
+
+
+def test_a_mask_does_not_change_the_dtype() -> None:
+    tp, head = layer(ALONE, torch.float32)
+    x = draw(1, B, S, H).float()
+    loss = head_loss(x, head, TARGETS, Share(MASK.double(), FACTOR), tp, terms=TERMS)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected()[0].item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_operands_are_multiplied_and_summed_in_float32(dtype: torch.dtype) -> None:
     """Only the operands and the gradient of x are rounded: the head's gradient is as exact as float32."""
