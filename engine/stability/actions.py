@@ -49,6 +49,15 @@ def actions(records: Sequence[Record]) -> list[Action]:
     return [Action.from_plain(record.body["action"]) for record in records if record.kind == INTENT]
 
 
+def survives(step: int, known: int, records: Sequence[Record]) -> bool:
+    """Say whether a state of trained step `step`, saved when the ledger held `known` records, is still of the run.
+
+    What was trained after the step that a later rollback went back to is not. A state that survives has yet to be
+    told of those rollbacks (`Watch.rolled_back`) when it reaches the step they went back to.
+    """
+    return all(step <= action.to for action in actions(records[known:]) if action.kind == ROLLBACK)
+
+
 def skips_after(skips: Skips, done: Sequence[Action], planned: int | None) -> Skips:
     """Return the data passed over once `done` are carried out on a run that passed over `skips` from its start.
 

@@ -48,6 +48,10 @@ class Baseline:
         self.values.extend(values)
         self._known = None
 
+    def widen(self, value: float, z: float) -> None:
+        """Take values around `value` for normal from now on: the least excess grows to hold them."""
+        self.excess = max(self.excess, value - self.level_and_sigma()[0] + self.width(z))
+
     def move(self, values: list[float]) -> None:
         """Take `values` for the new level: what is known moves there, so that the spread stays known."""
         level, _ = self.level_and_sigma()

@@ -83,13 +83,14 @@ def _tries_here(past: list[Action], verdict: Verdict, policy: StabilityPolicy) -
 
 
 def _spent(past: list[Action], here: list[Action], step: int, policy: StabilityPolicy) -> str:
-    """Return the field whose limit leaves no further try, "" when none does."""
+    """Return what leaves no further try, as key=value, "" when nothing does."""
     used = {
         "tries": len(here),
         "budget": len(past),
         "budget_in_span": sum(action.step > step - policy.budget_span for action in past),
     }
-    return next((field for field, count in used.items() if count >= getattr(policy, field)), "")
+    limits = {key: getattr(policy, key) for key in used}
+    return next((f"stability.{key}={limits[key]}" for key in used if used[key] >= limits[key]), "")
 
 
 def _target(
@@ -115,8 +116,7 @@ def _window(step: int, verdict: Verdict, tries: int, policy: StabilityPolicy) ->
 
 def _explain(verdict: Verdict, here: list[Action], spent: str) -> str:
     tried = f", still after {len(here)} tries to get past it" if here else ""
+    why, more = "no healthy state is old enough to go back to", "a smaller stability.min_rewind"
     if spent:
-        why, more = f"stability.{spent} allows no further rollback", f"a larger stability.{spent}"
-    else:
-        why, more = "no healthy state is old enough to go back to", "a smaller stability.min_rewind"
+        why, more = f"{spent} allows no further rollback", f"a larger {spent.partition('=')[0]}"
     return f"step {verdict.onset}: {verdict.reason}{tried}; {why}: write a lower optim.lr or optim.clip, or {more}."

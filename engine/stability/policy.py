@@ -52,10 +52,10 @@ class StabilityPolicy:
     lr_rewarm: int = 200  # steps over which it then rises back to the schedule
     clip_factor: float = 1.0  # by which the clipping norm is lowered for as long; 1: not at all
     # -- level 4: stop and explain
-    tries: int = 4  # rollbacks at one place
-    budget: int = 10  # rollbacks of the whole run
-    budget_span: int = 1000  # within the last so many steps ...
-    budget_in_span: int = 3  # ... this many rollbacks
+    tries: int = 3  # rollbacks at one place, at most
+    budget: int = 10  # rollbacks of the whole run, at most
+    budget_span: int = 1000  # and within the last so many steps ...
+    budget_in_span: int = 5  # ... this many
 
 
 _AT_LEAST = {

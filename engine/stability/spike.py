@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -54,8 +55,8 @@ class Spike:
     steps after the start, and after what the trainer says (`hold`).
 
     A spike's level that returns after a rollback and lasts for `settle` steps is accepted as the new normal; it is
-    remembered for a window after the spike. So is whatever makes a quarter of the window's steps odd without ever
-    asking for a rollback: it would be passed over forever.
+    remembered for a window after the spike. What makes an eighth of a window's steps odd without ever asking for a
+    rollback, such as batches from another source, would be skipped forever: it widens what is normal, for good.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Spike:
         self.window, self.z, self.z_row, self.alarms, self.settle = window, z, z_row, alarms, settle
         self._loss = Baseline(window, warm, loss_excess)
         self._norm = Baseline(window, warm, math.log(norm_ratio))
-        self._recent: deque[_Odd | None] = deque(maxlen=span)
-        self._marks: deque[int] = deque(maxlen=window)  # 1 for an odd step, 0 for a normal one
+        self.span = span
+        self._steps: deque[_Odd | None] = deque(maxlen=window)  # None for a normal one
         self._onset = -1  # first odd step of the present spike
         self._frozen = freeze
         self._known = _Known()
@@ -97,8 +98,12 @@ class Spike:
 
     def observe(self, signals: Signals) -> Verdict:
         """Judge a step: skip or roll back when `limits` does not admit it; roll back also a row of odd steps."""
-        if signals.step > self._known.until:
+        verdict = self._observe(signals)
+        if signals.step >= self._known.until:
             self._known = _Known()
+        return verdict
+
+    def _observe(self, signals: Signals) -> Verdict:
         if self._frozen:
             self._frozen -= 1
             return Verdict() if signals.finite else Verdict(SKIP, "nonfinite", signals.step, "not finite")
@@ -107,13 +112,13 @@ class Spike:
         if not is_outlier and high and self._known.may_be_accepted:
             return self._back_again(signals)
         if not is_outlier and not high:
-            self._note(None)
+            self._steps.append(None)
             self._loss.accept(signals.loss)
             self._norm.accept(_log(signals.grad_norm))
             return Verdict()
-        if not any(self._recent):
+        self._steps.append(_Odd(is_outlier, high))
+        if not any(self._recent[:-1]):
             self._onset = signals.step
-        self._note(_Odd(is_outlier, high))
         return self._judge(signals, limits, is_outlier)
 
     def _high(self, signals: Signals) -> dict[str, float]:
@@ -123,45 +128,50 @@ class Spike:
         values = ((LOSS, signals.loss, self._loss), (NORM, _log(signals.grad_norm), self._norm))
         return {name: value for name, value, baseline in values if value > baseline.limit(self.z_row)}
 
-    def _note(self, odd: _Odd | None) -> None:
-        self._recent.append(odd)
-        self._marks.append(int(odd is not None))
+    @property
+    def _recent(self) -> list[_Odd | None]:
+        """The last `span` steps."""
+        return list(self._steps)[-self.span :]
 
     def _judge(self, signals: Signals, limits: Limits, is_outlier: bool) -> Verdict:
         """Return what an odd step calls for, together with those before it."""
         what = _describe(signals, limits)
         cause = "spike" if signals.finite else "nonfinite"
-        outliers = sum(odd is not None and odd.is_outlier for odd in self._recent)
-        row = list(self._recent)[-self.alarms :]
+        recent = self._recent
+        outliers, row = sum(odd is not None and odd.is_outlier for odd in recent), recent[-self.alarms :]
         if outliers >= self.alarms:
-            reason = f"{outliers} outliers in {len(self._recent)} steps, {what}"
+            reason = f"{outliers} outliers in {len(recent)} steps, {what}"
             return Verdict(ROLLBACK, cause, self._onset, reason, self._evidence())
         if len(row) == self.alarms and all(row):
             return Verdict(ROLLBACK, cause, self._onset, f"{len(row)} odd steps in a row, {what}", self._evidence())
-        kind = SKIP if is_outlier else OK
-        if sum(self._marks) > self.window // 4:
-            self._learn_anew()
-            return Verdict(kind, "level", signals.step, f"a quarter of all steps were odd, now normal: {what}")
+        if sum(odd is not None and bool(odd.high) for odd in self._steps) >= self.window // 8:
+            self._widen()
+            reason = f"an eighth of all steps were odd, now normal: {what}"
+            return Verdict(SKIP if is_outlier else OK, "level", signals.step, reason)
         return Verdict(SKIP, cause, self._onset, what) if is_outlier else Verdict()
+
+    def _high_levels(self, steps: Iterable[_Odd | None]) -> dict[str, float]:
+        """Return the median of each signal that most of the odd ones of `steps` show."""
+        odd = [step for step in steps if step is not None]
+        levels: dict[str, float] = {}
+        for name in (LOSS, NORM):
+            values = [step.high[name] for step in odd if name in step.high]
+            if 2 * len(values) > len(odd):
+                levels[name] = median(values)
+        return levels
 
     def _evidence(self) -> dict[str, float]:
         """Return the level of the present spike, of the signals that most of its steps show, and how often it was."""
-        odd = [step for step in self._recent if step is not None]
-        levels: dict[str, float] = {}
-        again = True
-        for name, baseline in ((LOSS, self._loss), (NORM, self._norm)):
-            values = [step.high[name] for step in odd if name in step.high]
-            known = self._known.levels.get(name)
-            if 2 * len(values) > len(odd):
-                levels[name] = median(values)
-                again &= known is not None and abs(levels[name] - known) <= baseline.width(self.z)
-            else:
-                again &= known is None
+        levels = self._high_levels(self._recent)
+        known, baselines = self._known.levels, {LOSS: self._loss, NORM: self._norm}
+        again = levels.keys() == known.keys() and all(
+            abs(level - known[name]) <= baselines[name].width(self.z) for name, level in levels.items()
+        )
         return {**levels, _TIMES: self._known.times + 1 if again else 1}
 
     def _back_again(self, signals: Signals) -> Verdict:
         """Take up a step at the level that was rolled back before; accept that level when it stays."""
-        self._note(None)
+        self._steps.append(None)
         returned = self._known.returned
         returned.append([signals.loss, _log(signals.grad_norm)])
         if len(returned) < self.settle:
@@ -171,11 +181,12 @@ class Spike:
         self._known = _Known()
         return Verdict(OK, "level", reason=f"the level of loss {signals.loss:.4g} is back after a rollback: accepted")
 
-    def _learn_anew(self) -> None:
-        self._loss.replace([])
-        self._norm.replace([])
-        self._recent.clear()
-        self._marks.clear()
+    def _widen(self) -> None:
+        """Take the odd steps of the window for a part of what is normal."""
+        baselines = {LOSS: self._loss, NORM: self._norm}
+        for name, level in self._high_levels(self._steps).items():
+            baselines[name].widen(level, self.z)
+        self._steps.clear()
 
     # -- what the trainer tells ------------------------------------------------------------------------------
 
@@ -187,14 +198,14 @@ class Spike:
         """Remember, after a rollback, the level that asked for it; forget the spike itself."""
         levels = {name: evidence[name] for name in (LOSS, NORM) if name in evidence}
         self._known = _Known(levels, int(evidence.get(_TIMES, 0)), onset + self.window)
-        self._recent.clear()
-        self._marks.clear()
+        self._steps.clear()
 
     def state(self) -> dict[str, Any]:
         """Return everything there is to know, as JSON values."""
         return {
-            "loss": list(self._loss.values), "norm": list(self._norm.values), "marks": list(self._marks),
-            "recent": [odd and asdict(odd) for odd in self._recent], "onset": self._onset, "frozen": self._frozen,
+            "loss": list(self._loss.values), "norm": list(self._norm.values),
+            "excess": [self._loss.excess, self._norm.excess],
+            "steps": [odd and asdict(odd) for odd in self._steps], "onset": self._onset, "frozen": self._frozen,
             "known": asdict(self._known),
         }  # fmt: skip
 
@@ -202,10 +213,9 @@ class Spike:
         """Go on from what `state` returned."""
         self._loss.replace(state["loss"])
         self._norm.replace(state["norm"])
-        self._recent.clear()
-        self._recent.extend(_Odd(**odd) if odd else None for odd in state["recent"])
-        self._marks.clear()
-        self._marks.extend(state["marks"])
+        self._loss.excess, self._norm.excess = state["excess"]
+        self._steps.clear()
+        self._steps.extend(_Odd(**odd) if odd else None for odd in state["steps"])
         self._onset, self._frozen = int(state["onset"]), int(state["frozen"])
         known = _Known(**state["known"])
         self._known = _Known(dict(known.levels), known.times, known.until, [list(pair) for pair in known.returned])
