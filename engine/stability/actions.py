@@ -1,12 +1,17 @@
-"""What can be done about a verdict, and what follows for a run from all that was done: pure functions of the ledger."""
+"""What can be done about a verdict, and what follows for a run from all that was done: pure functions of the ledger.
+
+An intent's body holds {"action": Action.to_plain(), "verdict": Verdict.to_plain()}, its commit's {"intent": seq}.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.stability.ledger import INTENT, Record
+from engine.stability.signals import Verdict
 from engine.stability.skips import Skips
 
 GO_ON, SKIP, ROLLBACK, LOWER, STOP = "go on", "skip", "rollback", "lower", "stop"
@@ -52,10 +57,27 @@ def actions(records: Sequence[Record]) -> list[Action]:
 def survives(step: int, known: int, records: Sequence[Record]) -> bool:
     """Say whether a state of trained step `step`, saved when the ledger held `known` records, is still of the run.
 
-    What was trained after the step that a later rollback went back to is not. A state that survives has yet to be
-    told of those rollbacks (`Watch.rolled_back`) when it reaches the step they went back to.
+    What was trained after the step that a later rollback went back to is not.
     """
     return all(step <= action.to for action in actions(records[known:]) if action.kind == ROLLBACK)
+
+
+def news_at(step: int, known: int, records: Sequence[Record]) -> Verdict | None:
+    """Return the verdict that detectors must be told of (`Watch.rolled_back`) before trained step `step`, if any.
+
+    They come from a state saved when the ledger held `known` records, at this step or before it: it does not know of
+    the rollbacks since. Where several went back this far, only the last one's traces are left.
+    """
+    rollbacks = [record for record in records[known:] if _goes_back(record) <= step]
+    if not rollbacks or _goes_back(rollbacks[-1]) != step:
+        return None
+    return Verdict.from_plain(rollbacks[-1].body["verdict"])
+
+
+def _goes_back(record: Record) -> float:
+    """Return the step a record's rollback went back to; infinity for other records."""
+    action = Action.from_plain(record.body["action"]) if record.kind == INTENT else None
+    return action.to if action is not None and action.kind == ROLLBACK else math.inf
 
 
 def skips_after(skips: Skips, done: Sequence[Action], planned: int | None) -> Skips:

@@ -6,8 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from engine.stability.actions import LOWER, ROLLBACK, STOP, Action, actions, rate_factors, skips_after
+from engine.stability.actions import (
+    LOWER,
+    ROLLBACK,
+    STOP,
+    Action,
+    actions,
+    news_at,
+    rate_factors,
+    skips_after,
+    survives,
+)
 from engine.stability.ledger import COMMIT, INTENT, NOTE, Ledger, read_ledger
+from engine.stability.signals import ROLLBACK as BACK_TO
+from engine.stability.signals import Verdict
 from engine.stability.skips import Skips
 
 BACK = Action(ROLLBACK, 102, onset=100, to=60, first=800, stop=1200)
@@ -50,3 +62,20 @@ def test_a_lowering_goes_back_with_a_later_rollback() -> None:
     lower = Action(LOWER, 99, lr_factor=0.5, hold=10)
     assert [rate_factors([lower, BACK], step)[0] for step in (59, 60, 69, 70, 100)] == [1.0, 0.5, 0.5, 1.0, 1.0]
     assert [rate_factors([BACK, lower], step)[0] for step in (60, 99, 100)] == [1.0, 1.0, 0.5]
+
+
+def test_which_states_are_still_of_the_run_and_what_they_have_to_be_told(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for to, onset in ((100, 150), (80, 151), (200, 260)):
+        action = Action(ROLLBACK, onset + 2, onset=onset, to=to)
+        body = {"action": action.to_plain(), "verdict": Verdict(BACK_TO, onset=onset).to_plain()}
+        ledger.append(COMMIT, {"intent": ledger.append(INTENT, body).seq})
+    ledger.close()
+    records = ledger.chain.records
+    assert [survives(step, 0, records) for step in (80, 81, 100)] == [True, False, False]
+    assert [survives(step, 4, records) for step in (81, 200, 201)] == [True, True, False]
+    assert survives(999, 6, records)
+    news = {step: news_at(step, 0, records) for step in (79, 80, 81, 100, 200, 201)}
+    assert {step: verdict.onset for step, verdict in news.items() if verdict} == {80: 151, 200: 260}
+    assert news_at(80, 4, records) is None
+    assert news_at(100, 0, records[:2]) == Verdict(BACK_TO, onset=150)

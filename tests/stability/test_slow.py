@@ -41,6 +41,18 @@ def test_what_is_back_after_a_rollback_is_accepted_and_what_is_higher_is_not() -
         assert [verdict.cause for verdict in again].count("level") == (1 if height == 2.5 else 0)
 
 
+def test_a_rollback_starts_the_patience_anew() -> None:
+    slow = small()
+    feed(slow, [2.0] * 50)
+    before = [verdict.kind for verdict in feed(slow, [2.5] * 60, 50)].index(ROLLBACK)
+    slow = small()
+    feed(slow, [2.0] * 50)
+    feed(slow, [2.5] * before, 50)
+    slow.returned({})
+    assert {verdict.kind for verdict in feed(slow, [2.5] * 19, 50 + before)} == {OK}
+    assert feed(slow, [2.5], 69 + before)[0].kind == ROLLBACK
+
+
 def test_a_rebase_forgets_the_best() -> None:
     slow = small()
     feed(slow, [2.0] * 50)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.stability.policy import StabilityPolicy
-from engine.stability.signals import OK, ROLLBACK, SKIP, Limits, Signals, Verdict, gravest
+from engine.stability.signals import OK, ROLLBACK, SKIP, Limits, Signals, Verdict
 from engine.stability.watch import Watch
 from tests.stability.curves import SIGMA, made_up
 
@@ -121,6 +121,8 @@ def test_two_non_finite_steps_in_a_row_are_rolled_back_even_at_the_start() -> No
         verdicts = [watch.observe(Signals(start + k, math.nan, math.nan, False)) for k in range(2)]
         assert [verdict.kind for verdict in verdicts] == [SKIP, ROLLBACK]
         assert (verdicts[1].cause, verdicts[1].onset) == ("nonfinite", start)
+        watch.rolled_back(verdicts[1])
+        assert watch.observe(Signals(start, math.nan, math.nan, False)).kind == SKIP  # counted anew
 
 
 def test_a_search_for_the_loss_scale_is_let_be_and_a_storm_of_overflows_is_not() -> None:
@@ -191,12 +193,6 @@ def test_policies_switch_parts_off() -> None:
 def test_only_a_rollback_rolls_back() -> None:
     with pytest.raises(ValueError, match="skip rolls nothing back"):
         warm().rolled_back(Verdict(SKIP))
-
-
-def test_the_gravest_verdict_counts_and_the_first_of_equals() -> None:
-    skip, other = Verdict(SKIP, "nonfinite"), Verdict(SKIP, "spike")
-    assert gravest(Verdict(), skip, other) == skip
-    assert gravest(skip, Verdict(ROLLBACK)) == Verdict(ROLLBACK)
 
 
 def test_a_falling_curve_is_judged_by_where_it_is_not_by_where_it_was() -> None:
