@@ -96,8 +96,12 @@ def _spent(past: list[Action], here: list[Action], step: int, policy: StabilityP
 def _target(
     snapshots: Iterable[Snapshot], verdict: Verdict, here: list[Action], policy: StabilityPolicy
 ) -> Snapshot | None:
-    """Return the newest healthy state old enough, and where one is left, older than those tried at this place."""
-    fit = [state for state in snapshots if state.healthy and state.step <= verdict.onset - policy.min_rewind]
+    """Return the newest healthy state old enough, and where one is left, older than those tried at this place.
+
+    The start of the run is old enough for any onset.
+    """
+    newest = max(0, verdict.onset - policy.min_rewind)
+    fit = [state for state in snapshots if state.healthy and state.step <= newest]
     tried = min((action.to for action in here if action.kind == ROLLBACK), default=math.inf)
     fresh = [state for state in fit if state.step < tried]
     return max(fresh or fit, key=lambda state: state.step, default=None)

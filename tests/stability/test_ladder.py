@@ -48,6 +48,12 @@ def test_a_spike_goes_back_to_a_healthy_state_older_than_its_onset_and_passes_it
     assert answer(policy=StabilityPolicy(min_rewind=101)).to == 800
 
 
+def test_the_start_is_old_enough_for_a_run_that_goes_wrong_at_once() -> None:
+    early = Verdict(BACK, "nonfinite", 3, "x")
+    action = answer(step=4, verdict=early, states=[Snapshot(0), Snapshot(2)])
+    assert (action.kind, action.to, action.first, action.stop) == (ROLLBACK, 0, 0, 43 * BATCH)
+
+
 def test_a_long_spike_passes_twice_its_length_over_and_never_what_the_state_was_trained_on() -> None:
     long = answer(step=1049)
     assert (long.first, long.stop) == (990 * BATCH, (990 + 10 + 2 * 50) * BATCH)
@@ -146,7 +152,7 @@ def test_no_rollback_repeats_what_it_came_from(
         assert action.kind in (ROLLBACK, LOWER, STOP, SKIP)
         if action.kind == ROLLBACK:
             assert Snapshot(action.to, True) in states
-            assert action.to <= onset - policy.min_rewind
+            assert action.to <= max(0, onset - policy.min_rewind)
             assert action.first < action.stop or action.lr_factor < 1
             assert action.first == action.stop == 0 or action.to * BATCH <= action.first <= onset * BATCH < action.stop
         if action.kind in (ROLLBACK, LOWER):
