@@ -27,6 +27,10 @@ class CheckpointError(EngineError):
     """A checkpoint that cannot be written, verified or loaded."""
 
 
+class LedgerError(EngineError):
+    """A ledger that is not what a run wrote."""
+
+
 class DiskError(EngineError):
     """A file or folder that the operating system refuses to read or write."""
 

@@ -1,0 +1,114 @@
+"""What can be done about a verdict, and what follows for a run from all that was done: pure functions of the ledger.
+
+An intent's body holds {"action": Action.to_plain(), "verdict": Verdict.to_plain()}, its commit's {"intent": seq}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.stability.ledger import INTENT, Record
+from engine.stability.signals import Verdict
+from engine.stability.skips import Skips
+
+GO_ON, SKIP, ROLLBACK, LOWER, STOP = "go on", "skip", "rollback", "lower", "stop"
+
+
+@dataclass(frozen=True)
+class Action:
+    """One decision. Only rollback, lower and stop change what comes next, and are intents in the ledger."""
+
+    kind: str  # go on | skip | rollback | lower | stop
+    step: int  # trained steps before the step that was judged
+    cause: str = ""  # of the verdict
+    reason: str = ""  # for people; of stop, one line that ends in what to write
+    onset: int = -1  # first bad step
+    to: int = -1  # rollback: trained steps of the state that is restored
+    first: int = 0  # rollback: trained samples [first, stop), counted as before it, whose data are passed over
+    stop: int = 0
+    lr_factor: float = 1.0  # rollback and lower: of the scheduled learning rate, from `begins` on
+    clip_factor: float = 1.0  # of the clipping norm, for as long
+    hold: int | None = None  # steps for which both stay so; None: to the end
+    rewarm: int = 0  # steps over which the rate then rises back to the schedule
+
+    @property
+    def begins(self) -> int:
+        """The first step that is trained after this."""
+        return self.to if self.kind == ROLLBACK else self.step + 1
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return this as JSON values, for the ledger."""
+        return asdict(self)
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Action:
+        """Return what `to_plain` was given."""
+        return Action(**plain)
+
+
+def actions(records: Sequence[Record]) -> list[Action]:
+    """Return the decisions of a ledger, the pending one included: it will be carried out."""
+    return [Action.from_plain(record.body["action"]) for record in records if record.kind == INTENT]
+
+
+def survives(step: int, known: int, records: Sequence[Record]) -> bool:
+    """Say whether a state of trained step `step`, saved when the ledger held `known` records, is still of the run.
+
+    What was trained after the step that a later rollback went back to is not.
+    """
+    return all(step <= action.to for action in actions(records[known:]) if action.kind == ROLLBACK)
+
+
+def news_at(step: int, known: int, records: Sequence[Record]) -> Verdict | None:
+    """Return the verdict that detectors must be told of (`Watch.rolled_back`) before trained step `step`, if any.
+
+    They come from a state saved when the ledger held `known` records, at this step or before it: it does not know of
+    the rollbacks since. Where several went back this far, only the last one's traces are left.
+    """
+    rollbacks = [record for record in records[known:] if _goes_back(record) <= step]
+    if not rollbacks or _goes_back(rollbacks[-1]) != step:
+        return None
+    return Verdict.from_plain(rollbacks[-1].body["verdict"])
+
+
+def _goes_back(record: Record) -> float:
+    """Return the step a record's rollback went back to; infinity for other records."""
+    action = Action.from_plain(record.body["action"]) if record.kind == INTENT else None
+    return action.to if action is not None and action.kind == ROLLBACK else math.inf
+
+
+def skips_after(skips: Skips, done: Sequence[Action], planned: int | None) -> Skips:
+    """Return the data passed over once `done` are carried out on a run that passed over `skips` from its start.
+
+    `planned` is the number of samples of the planned run when they are put off to its end, None when dropped.
+    """
+    for action in done:
+        if action.kind == ROLLBACK and action.first < action.stop:
+            skips = skips.pass_over(action.first, action.stop, planned=planned)
+    return skips
+
+
+def rate_factors(done: Sequence[Action], step: int) -> tuple[float, float]:
+    """Return what the scheduled learning rate and the clipping norm of trained step `step` are multiplied by.
+
+    A lowering goes back with a rollback behind its beginning: it answers trouble that the run has yet to pass.
+    """
+    rate = clip = 1.0
+    for place, action in enumerate(done):
+        begins = min([action.begins, *(later.to for later in done[place + 1 :] if later.kind == ROLLBACK)])
+        if action.kind not in (ROLLBACK, LOWER) or step < begins:
+            continue
+        rate *= _risen(action, step - begins)
+        if action.hold is None or step - begins < action.hold:
+            clip *= action.clip_factor
+    return rate, clip
+
+
+def _risen(action: Action, age: int) -> float:
+    if action.hold is None or age < action.hold:
+        return action.lr_factor
+    share = (age - action.hold + 1) / (action.rewarm + 1)
+    return action.lr_factor + (1.0 - action.lr_factor) * min(1.0, share)

@@ -1,0 +1,126 @@
+"""Which rung of the ladder answers a verdict: skip, roll back past the data, further, at a lower rate, stop.
+
+Pure: the same ledger, verdict, snapshots and policy give the same action on every rank, and again after a crash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from engine.stability.actions import GO_ON, LOWER, ROLLBACK, SKIP, STOP, Action
+from engine.stability.policy import StabilityPolicy
+from engine.stability.signals import OK, Verdict
+from engine.stability.signals import SKIP as SKIPPED
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state that can be restored, in memory or on disk. `healthy`: nothing was odd for a while after it."""
+
+    step: int  # trained steps in it
+    healthy: bool = True
+
+
+def is_healthy(step: int, now: int, troubles: Iterable[int], least: int) -> bool:
+    """Say whether a state of trained step `step` was followed by `least` steps, by step `now`, without trouble."""
+    return now >= step + least and not any(step <= trouble < step + least for trouble in troubles)
+
+
+def decide(
+    done: Sequence[Action],
+    step: int,
+    verdict: Verdict,
+    snapshots: Iterable[Snapshot],
+    policy: StabilityPolicy,
+    consumed_at: Callable[[int], int],
+) -> Action:
+    """Return what to do about the verdict on trained step `step`, after the decisions `done`.
+
+    `consumed_at(s)` is the number of samples trained before trained step s, for steps to come as well.
+    """
+    if verdict.kind == OK:
+        return Action(GO_ON, step)
+    action = Action(SKIP, step, verdict.cause, verdict.reason, verdict.onset)
+    past = [other for other in done if other.kind in (ROLLBACK, LOWER)]
+    if verdict.kind == SKIPPED or not policy.rollback or _cools_down(past, step, verdict, policy):
+        return action
+    here = _tries_here(past, verdict, policy)
+    spent = _spent(past, here, step, policy)
+    if spent:
+        return replace(action, kind=STOP, reason=_explain(verdict, here, spent))
+    can_lower = policy.lr_factor < 1 or policy.clip_factor < 1
+    lowers = can_lower and (verdict.cause == "slow" or len(here) >= policy.lower_after)
+    if lowers:
+        action = replace(
+            action, lr_factor=policy.lr_factor, clip_factor=policy.clip_factor, hold=policy.lr_hold,
+            rewarm=policy.lr_rewarm,
+        )  # fmt: skip
+    target = _target(snapshots, verdict, here, policy)
+    if target is None:
+        if lowers:
+            return replace(action, kind=LOWER)
+        return replace(action, kind=STOP, reason=_explain(verdict, here, ""))
+    action = replace(action, kind=ROLLBACK, to=target.step)
+    if verdict.cause == "slow" and lowers:
+        return action  # what came on over hundreds of steps is no batch's fault
+    first, stop = _window(step, verdict, len(here), policy)
+    first = max(first, target.step)  # what the state was trained on cannot be passed over any more
+    return replace(action, first=consumed_at(first), stop=consumed_at(stop)) if first < stop else action
+
+
+def _cools_down(past: list[Action], step: int, verdict: Verdict, policy: StabilityPolicy) -> bool:
+    """Say whether the last action is too recent to judge it by anything but non-finite steps."""
+    if not past or verdict.cause in ("nonfinite", "overflow"):
+        return False
+    return past[-1].begins <= step < past[-1].begins + policy.cooldown
+
+
+def _tries_here(past: list[Action], verdict: Verdict, policy: StabilityPolicy) -> list[Action]:
+    """Return the actions that answered this place."""
+    return [action for action in past if abs(action.onset - verdict.onset) <= policy.same_place]
+
+
+def _spent(past: list[Action], here: list[Action], step: int, policy: StabilityPolicy) -> str:
+    """Return what leaves no further try, as key=value, "" when nothing does."""
+    used = {
+        "tries": len(here),
+        "budget": len(past),
+        "budget_in_span": sum(action.step > step - policy.budget_span for action in past),
+    }
+    limits = {key: getattr(policy, key) for key in used}
+    return next((f"stability.{key}={limits[key]}" for key in used if used[key] >= limits[key]), "")
+
+
+def _target(
+    snapshots: Iterable[Snapshot], verdict: Verdict, here: list[Action], policy: StabilityPolicy
+) -> Snapshot | None:
+    """Return the newest healthy state old enough, and where one is left, older than those tried at this place.
+
+    The start of the run is old enough for any onset.
+    """
+    newest = max(0, verdict.onset - policy.min_rewind)
+    fit = [state for state in snapshots if state.healthy and state.step <= newest]
+    tried = min((action.to for action in here if action.kind == ROLLBACK), default=math.inf)
+    fresh = [state for state in fit if state.step < tried]
+    return max(fresh or fit, key=lambda state: state.step, default=None)
+
+
+def _window(step: int, verdict: Verdict, tries: int, policy: StabilityPolicy) -> tuple[int, int]:
+    """Return the steps [first, stop) whose data are passed over: around the onset, twice a long spike's length."""
+    if policy.skip_least == 0:
+        return 0, 0
+    wider = policy.widen**tries
+    before = math.ceil(policy.skip_before * wider)
+    length = max(policy.skip_least, policy.skip_before + 2 * (step - verdict.onset + 1))
+    first = verdict.onset - before
+    return first, max(step + 1, first + math.ceil(length * wider))
+
+
+def _explain(verdict: Verdict, here: list[Action], spent: str) -> str:
+    tried = f", still after {len(here)} tries to get past it" if here else ""
+    why, more = "no healthy state is old enough to go back to", "a smaller stability.min_rewind"
+    if spent:
+        why, more = f"{spent} allows no further rollback", f"a larger {spent.partition('=')[0]}"
+    return f"step {verdict.onset}: {verdict.reason}{tried}; {why}: write a lower optim.lr or optim.clip, or {more}."
