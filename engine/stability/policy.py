@@ -1,4 +1,4 @@
-"""How a run is watched and what is done about trouble (`conf/stability/`): every threshold, budget and cool-down.
+"""How a run is watched and what is done about trouble: every threshold, budget and cool-down.
 
 The comment behind a field is its documentation. Steps are trained steps; a rollback takes some of them back.
 """

@@ -13,7 +13,7 @@ from engine.errors import ConfigError
 from engine.stability import policy as module
 from engine.stability.policy import StabilityPolicy, check_policy
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "stability"
+CONF = Path(__file__).resolve().parent / "presets"  # conf/stability, once the trainer reads it
 PRESETS = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
