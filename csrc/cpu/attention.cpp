@@ -181,6 +181,9 @@ TRIMARAN_INLINE W largest(const W* row, int64_t count, W top) {
   return top;
 }
 
+template <typename W>
+constexpr W kNothing = -std::numeric_limits<W>::infinity();  // largest of no scores, or of scores that overflowed to it
+
 // Scratch that a thread keeps from call to call.
 enum Slot { kQ, kQP, kK, kV, kKT, kVT, kDout, kDoutP, kScores, kGrads, kOut, kDk, kDv, kSlots };
 template <typename W>
@@ -208,7 +211,7 @@ TRIMARAN_INLINE void join(const HeadShape& shape, const Block& block, Span windo
     const W old = top[row], now = largest(s + span.low - low, span.high - span.low, old);
     const W keep = old == now ? W(1) : fast_exp(old - now);
     top[row] = now;
-    sum[row] = sum[row] * keep + exponentials(span, keys, low, now, s);
+    sum[row] = sum[row] * keep + exponentials(span, keys, low, now == kNothing<W> ? W(0) : now, s);
     if (keep != W(1)) {
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) out[row * width + i] *= keep;
@@ -229,7 +232,7 @@ TRIMARAN_INLINE void forward(HeadShape shape, Rows<const T> q, Rows<const T> k, 
   for (int64_t start = begin; start < end; start += kQueries) {
     const Block block(shape, start, end);
     copy_rows<T, W>(q, start, start + block.rows, d, width, static_cast<W>(shape.scale), qs);
-    std::fill(top, top + kQueries, -std::numeric_limits<W>::infinity());
+    std::fill(top, top + kQueries, kNothing<W>);
     std::fill(sum, sum + kQueries, W(0));
     std::fill(sums, sums + block.rows * width, W(0));
     for (int64_t low = block.all.low / step * step; low < block.all.high; low += step) {
@@ -239,11 +242,11 @@ TRIMARAN_INLINE void forward(HeadShape shape, Rows<const T> q, Rows<const T> k, 
       weigh(block, scores, vs, keys, width, window, sums);
     }
     for (int64_t row = 0; row < block.rows; ++row) {
-      const bool sees = shape.first[start + row] <= shape.last[start + row];
+      const bool sees = top[row] != kNothing<W> || sum[row] != sum[row];  // NaN is no largest score, but is passed on
       const W factor = sees ? W(1) / sum[row] : W(0);
       T* to = out.data + (start + row) * out.stride;
       for (int64_t i = 0; i < d; ++i) narrow(sums[row * width + i] * factor, to[i]);
-      lse[start + row] = sees ? top[row] + std::log(sum[row]) : -std::numeric_limits<W>::infinity();
+      lse[start + row] = sees ? top[row] + std::log(sum[row]) : kNothing<W>;
     }
   }
 }
@@ -258,7 +261,7 @@ TRIMARAN_INLINE void differentiate(const HeadShape& shape, const Block& block, S
     const int64_t query = block.begin + row;
     const Span span = within({shape.first[query], shape.last[query] + 1}, keys.low, keys.high);
     W *p = probs + row * kKeys, *g = grads + row * kKeys;
-    if (span.low >= span.high) {
+    if (span.low >= span.high || lse[query] == kNothing<W>) {
       std::fill(p + keys.low - low, p + keys.high - low, W(0));
       std::fill(g + keys.low - low, g + keys.high - low, W(0));
       continue;

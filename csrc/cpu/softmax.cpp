@@ -41,8 +41,8 @@ TRIMARAN_INLINE void forward(const SoftmaxRow<T>& row, int64_t low, int64_t high
     sum = (largest == top ? sum : sum * exp_below(top - largest)) + part;
     top = largest;
   }
-  // A row of nothing but -inf has no probabilities: they are NaN, as torch's.
-  const W factor = top == -std::numeric_limits<W>::infinity() ? std::numeric_limits<W>::quiet_NaN() : W(1) / sum;
+  const bool is_blank = top == -std::numeric_limits<W>::infinity();  // nothing but -inf: 0 everywhere; NaN stays
+  const W base = is_blank ? W(0) : top, factor = is_blank ? sum * W(0) : W(1) / sum;
   if (high - low <= kChunk) {
 #pragma omp simd
     for (int64_t j = low; j < high; ++j) narrow(chunk[j - low] * factor, probs[j]);
@@ -51,7 +51,7 @@ TRIMARAN_INLINE void forward(const SoftmaxRow<T>& row, int64_t low, int64_t high
 #pragma omp simd
   for (int64_t j = low; j < high; ++j) {
     const W x = kPlain ? widen(scores[j]) * scale : logit(row, scores, j, scale, cap, slope);
-    narrow(exp_below(x - top) * factor, probs[j]);
+    narrow(exp_below(x - base) * factor, probs[j]);
   }
 }
 

@@ -21,8 +21,8 @@ struct HeadShape {
   int64_t shift;
 };
 
-// out and lse (log of the sum of exponentials; -inf for a query that sees nothing, whose output is 0) of queries
-// [begin, end). T: float, double, BFloat16, Half; lse is float, or double for double.
+// out and lse (log of the sum of exponentials; -inf for a query that sees nothing but scores of -inf, whose output is 0)
+// of queries [begin, end). T: float, double, BFloat16, Half; lse is float, or double for double.
 template <typename T, typename W>
 void attention_forward(HeadShape shape, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, W* lse,
                        int64_t begin, int64_t end);

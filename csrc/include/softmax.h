@@ -14,7 +14,8 @@ struct SoftmaxRow {
   int64_t query, first, last;
 };
 
-// probs of one row of `keys` scores; all 0 where no key is seen. `scores` and `probs` may be the same memory.
+// probs of one row of `keys` scores; all 0 where no key, or nothing but -inf, is seen. `scores` and `probs` may be the
+// same memory.
 template <typename T>
 void masked_softmax(SoftmaxRow<T> row, int64_t keys, const T* scores, T* probs);
 

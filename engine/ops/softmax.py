@@ -24,7 +24,7 @@ def masked_softmax(
     slopes_h: Tensor | None = None,
     bias_hss: Tensor | None = None,
 ) -> Tensor:
-    """Return the probabilities of each query's visible keys; all 0 for a query that sees none.
+    """Return the probabilities of each query's visible keys; all 0 for a query that sees none, or only logits of -inf.
 
     A score x becomes cap * tanh(x * scale / cap) (arXiv 2408.00118; 0: no cap), plus `bias_hss` of shape [heads or 1,
     s, s] (relative positions, arXiv 1910.10683), plus ALiBi's -slope * (query - key) with float32 `slopes_h` (arXiv
@@ -83,9 +83,9 @@ def _plain(
     if slopes is not None:
         places = torch.arange(scores.shape[-1], device=scores.device)
         logits = logits + slopes.to(logits.dtype)[:, None, None] * (places[None, :] - places[:, None])
-    seen = keys.mask_b1ss
-    probs = logits.masked_fill(~seen, -math.inf).softmax(dim=-1)
-    return torch.where(seen.any(-1, keepdim=True), probs, 0.0).to(scores.dtype)
+    logits = logits.masked_fill(~keys.mask_b1ss, -math.inf)
+    sees_none = (logits == -math.inf).all(-1, keepdim=True)
+    return torch.where(sees_none, 0.0, logits.softmax(dim=-1)).to(scores.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -109,6 +109,22 @@ def test_views_and_empty_batches() -> None:
     assert attention(padded[:0, :, :4], 2, 1, keys).shape == (0, 6, 2, 8)
 
 
+def test_scores_that_overflow_are_not_seen() -> None:
+    """More of them than a block of keys holds, before one that is seen; and a query that sees no other."""
+    s = 600
+    qkv = torch.zeros(1, s, 3, 4)
+    qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2] = 1e20, -1e20, draw(1, 1, s, 4).float()
+    qkv[:, s - 2 :, 1] = 0.0
+    qkv.requires_grad_()
+    out = attention(qkv, 1, 1, KeyRanges.causal(s, CPU, s - 1))
+    torch.testing.assert_close(out[0, -1, 0], qkv[0, s - 2 :, 2].mean(0))
+    assert not out[0, : s - 2].any()
+    (grad,) = torch.autograd.grad(out[0, s - 3 :].sum(), qkv)
+    torch.testing.assert_close(grad[0, s - 2 :, 2, 0], torch.tensor([1.5, 0.5]))
+    assert grad.isfinite().all()
+    assert grad[0, : s - 2, 2].abs().max() < 1e-30
+
+
 def test_results_do_not_depend_on_threads_and_pass_nan_on(each_backend: str) -> None:
     if each_backend == "reference":
         pytest.skip("torch's kernel promises nothing")

@@ -66,15 +66,16 @@ def test_a_query_that_sees_nothing_and_scores_that_overflow() -> None:
 
 @pytest.mark.parametrize("s", [40, 2500], ids=["short", "longer than a chunk"])
 def test_a_bias_may_mask_too(s: int) -> None:
-    """With -inf, for more keys in a row than are kept at a time; for all of a row there are no probabilities."""
+    """With -inf, for more keys in a row than are kept at a time, and for all; NaN is not masked by it."""
     keys = KeyRanges(torch.zeros(1, s).int(), torch.full((1, s), -1).int())
     keys.last_bs[0, :2] = s - 1
     scores, bias = draw(1, 1, 1, s, s), torch.zeros(1, s, s, dtype=torch.float64)
     bias[0, 0, : s - 30] = bias[0, 1] = -torch.inf
     probs = masked_softmax(scores, keys, bias_hss=bias)[0, 0]
     torch.testing.assert_close(probs[0], (scores[0, 0, 0] + bias[0, 0]).softmax(-1), rtol=1e-12, atol=1e-30)
-    assert probs[1].isnan().all()
-    assert not probs[2:].any()
+    assert not probs[1:].any()
+    bias[0, 1, 7] = torch.nan
+    assert masked_softmax(scores, keys, bias_hss=bias)[0, 0, 1].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
