@@ -26,7 +26,7 @@ def cross_entropy_case(rows: int, vocab: int) -> Case:
 
     def ours() -> None:
         leaf = scratch.detach().requires_grad_()
-        vocab_parallel_cross_entropy(leaf, targets, 0, ALONE).mean().backward()
+        torch.autograd.grad(vocab_parallel_cross_entropy(leaf, targets, 0, ALONE).mean(), leaf)
 
     def plain(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets)
