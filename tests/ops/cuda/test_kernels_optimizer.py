@@ -84,8 +84,11 @@ def test_adamw(
     terms = (2 + 10 * rate, 2.0, 2.0)
     for got, their, true, size in zip((tensors[0], *tensors[2:]), theirs, truth, terms, strict=True):
         judge(got, their, true, terms=size)
-    if low is not None:
+    if low is not None and dtype == torch.float32:
         assert torch.equal(low, tensors[0].to(rounded))
+    elif low is not None:  # torch rounds float64 by way of float32, which moves numbers near the middle of two
+        eps = torch.finfo(rounded).eps
+        torch.testing.assert_close(low, tensors[0].to(rounded), rtol=eps, atol=torch.finfo(rounded).tiny * eps)
 
 
 @pytest.mark.parametrize("bad", [1.0, math.nan, math.inf])
