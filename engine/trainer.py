@@ -43,8 +43,8 @@ from engine.step import Gradients, Stepper, StepValues
 from engine.validate import resolve_dp, validate
 
 
-def train(config: Config) -> int:
-    """Run this rank's part of the training to its end; return the exit code (0 also when asked to stop)."""
+def train(config: Config, until: int | None = None) -> int:
+    """Run this rank's part of the training to its end, or to step `until`; return 0, also when asked to stop."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     set_threads(config.run.threads, ranks_here)
     device = Device.pick(config.run.device, local_rank())
@@ -53,7 +53,7 @@ def train(config: Config) -> int:
         with StopRequest() as stop:
             trainer = Trainer(config, device)
             try:
-                return trainer.fit(stop)
+                return trainer.fit(stop, until)
             finally:
                 trainer.close()
     finally:
@@ -107,7 +107,7 @@ class Trainer:
         tokenizer = "tokenizer.json" if self.data.tokenizer_file else None
         self.states = States(
             config, self.folder, self.mesh, self.stepper, self.guard, self.monitor,
-            {"vocab_size": self.data.vocab, "tokenizer": tokenizer},
+            {"vocab_size": self.data.vocab, "tokenizer": tokenizer, "world": self.mesh.world.size},
         )  # fmt: skip
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.last_equal = 0  # the newest step at which copies of weights were found to be equal
@@ -154,10 +154,10 @@ class Trainer:
 
     # -- loop ----------------------------------------------------------------------------------------------
 
-    def fit(self, stop: StopRequest) -> int:
-        """Train until train.steps, validating, saving and, where need be, going back on the way; return 0."""
+    def fit(self, stop: StopRequest, until: int | None = None) -> int:
+        """Train until train.steps, or step `until`; validate, save and, where need be, go back on the way; return 0."""
         self.start()
-        states, steps = self.states, self.config.train.steps
+        states, steps = self.states, until or self.config.train.steps
         if states.step >= steps:
             self.monitor.event(f"nothing left to do: step {states.step} of {steps} is done")
             return 0
@@ -167,7 +167,7 @@ class Trainer:
         while states.step < steps and not asked:
             loader = self._loader()
             try:
-                asked = self._train_until_turned_back(loader, stop)
+                asked = self._train_until_turned_back(loader, stop, steps)
             finally:
                 loader.close()
         if asked:
@@ -175,9 +175,9 @@ class Trainer:
         states.finish()
         return 0
 
-    def _train_until_turned_back(self, loader: Loader, stop: StopRequest) -> bool:
+    def _train_until_turned_back(self, loader: Loader, stop: StopRequest, steps: int) -> bool:
         """Make the steps that are left; end after a rollback, whose data come in another order, or when asked to."""
-        while self.states.step < self.config.train.steps:
+        while self.states.step < steps:
             if self._turned_back_for_drift():
                 return False
             values, action = self._train_step(loader, stop)
