@@ -7,6 +7,7 @@ from the newest whole checkpoint, on whatever layout it is given now.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -182,6 +183,7 @@ class Trainer:
             self.step, self.consumed = checkpoint.step, int(meta["consumed_samples"])
             self.stepper.optimizer.step_count.fill_(float(meta["optimizer_steps"]))
             self.scaler.load(meta["loss_scaler"])
+            self.stepper.clipping.load(meta.get("clipping"))
             self.last_save = self.last_saved = checkpoint.step if self._is_own(checkpoint) else -1
 
     def _is_own(self, checkpoint: Checkpoint) -> bool:
@@ -236,7 +238,7 @@ class Trainer:
         lr = learning_rate(self.step, self.config.optim, self.config.train.steps)
         scale = self.scaler.scale
         result = self.stepper.run(self.step, micro_batches, lr, scale, stop.asked).read()
-        self.scaler.update(overflow=not result.applied)
+        self.scaler.update(overflow=not math.isfinite(result.grad_norm))
         self.step, self.consumed = self.step + 1, consumed + batch
         elapsed = time.perf_counter() - begin
         tokens = batch * self.config.data.seq_len
@@ -295,6 +297,7 @@ class Trainer:
             "consumed_samples": self.consumed,
             "optimizer_steps": self.stepper.optimizer.step_count.item(),
             "loss_scaler": self.scaler.state(),
+            "clipping": self.stepper.clipping.to_plain(),
         }
         self.writer.save(self.step, state.entries(self.stepper.optimizer), meta)
         self.last_save = self.step
