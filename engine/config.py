@@ -105,7 +105,9 @@ class OptimConfig:
     clip_memory: float | None = None  # weight of the past in what is usual; null: 0.97 for zclip, 0.98 for adagc
     clip_warmup: int | None = None  # updates that only learn what is usual; null: 25 for zclip, 100 for adagc
     update_clip: float = 0.0  # StableAdamW (arXiv 2304.13013): damp a tensor's update whose RMS exceeds this; 0: off
-    max_update_ratio: float = 0.0  # skip an update whose norm over that of all weights exceeds this; 0: off
+    max_update_ratio: float = (
+        0.0  # skip updates above this times the norm of the weights (first ones are large); 0: off
+    )
 
 
 @dataclass
@@ -126,7 +128,7 @@ class TrainConfig:
     micro_batch: int = 4  # samples per forward pass of one replica
     global_batch: int = 8  # samples per optimizer step
     ramp: list[int] | None = None  # [first batch, increment, samples]: batch-size ramp-up (as Megatron's)
-    z_loss: float = 0.0  # weight of log(Z)^2 in the training loss (PaLM, arXiv 2204.02311: 1e-4); not in validations
+    z_loss: float = 0.0  # weight of log(Z)^2 in the loss (PaLM, arXiv 2204.02311: 1e-4); validations are without it
     seed: int = 1234
     eval_interval: int = 50  # steps between validations; 0: only at the end
     eval_samples: int = 64  # samples of the validation split that are scored

@@ -144,7 +144,8 @@ PREVENTION: dict[str, Any] = {
 
 def test_prevention_of_spikes() -> None:
     """All of it that knows of tensors or of the whole update, at once; both ranks of tp hold the one kv head."""
-    parallel = {"tp": 2, "pp": 2, "sequence_parallel": True, "schedule": "interleaved", "virtual_stages": 2}
+    layout = {"tp": 2, "pp": 2, "sequence_parallel": True, "schedule": "interleaved", "virtual_stages": 2}
+    parallel = {**layout, "recompute": "full"}
     check(make_config(**PREVENTION, parallel=parallel), 8, 1e-10, masked=True)
 
 
