@@ -31,6 +31,7 @@ from engine.parallel.pipeline.executor import Executor
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build, forward_only
 from engine.parallel.sharding import EMBEDDING, VECTOR, Piece
+from engine.stability.signals import NO_LIMITS, Limits
 
 
 @dataclass
@@ -38,8 +39,8 @@ class StepResult:
     """What a step tells, equal on every rank (0-dim tensors on the device, not yet read).
 
     `loss` is the mean over the unmasked tokens of the global batch, `grad_norm` the global norm before clipping,
-    `applied` 1 when the update was made and 0 when non-finite gradients, or an update that is too large for the
-    weights, made every rank skip it; `stop` counts the ranks that were asked to stop.
+    `applied` 1 when the update was made and 0 when every rank skipped it, since something was not finite, beyond the
+    limits or too large for the weights; `stop` counts the ranks that were asked to stop.
     """
 
     loss: Tensor
@@ -61,6 +62,23 @@ class StepValues:
     grad_norm: float
     applied: bool
     stop: bool
+
+
+@dataclass
+class Gradients:
+    """What a forward and backward pass over a global batch left: numbers here, the gradients in the buckets.
+
+    Float64 tensors on the device, equal on every rank and 0-dim but for `norms_t`: the loss, the global gradient norm
+    before clipping, the norm of each tensor ([1] where tensors are not told apart), and the number of ranks that were
+    asked to stop; `loss_scale` is what the gradients are still multiplied by.
+    """
+
+    step: int
+    loss: Tensor
+    norm: Tensor
+    norms_t: Tensor
+    stops: Tensor
+    loss_scale: float
 
 
 class Stepper:
@@ -117,14 +135,30 @@ class Stepper:
         )  # fmt: skip
 
     def initialise(self) -> None:
-        """Draw all weights: the same numbers in every layout."""
+        """Draw all weights, the same numbers in every layout, and forget all moments."""
+        self.forget()
         draw = partial(Piece.draw, seed=self.config.train.seed, dtype=self.main_dtype, device=self.device.torch_device)
         self.optimizer.set_masters(lambda piece: draw(piece))
+
+    def forget(self) -> None:
+        """Begin anew, but for the weights: no moments, no updates made, nothing learnt for clipping."""
+        self.optimizer.forget()
+        self.clipping.load(None)
+
+    def state_tensors(self) -> list[Tensor]:
+        """Return every tensor that holds state of mine: a copy of them all is a state to go back to."""
+        return [*self.optimizer.tensors(), self.clipping.state]
 
     def run(
         self, step: int, micro_batches: list[MicroBatch], lr: float, loss_scale: float = 1.0, stop: bool = False
     ) -> StepResult:
         """Train on one global batch, of which `micro_batches` are this replica's part; `stop` is my vote to end."""
+        return self.update(self.gradients(step, micro_batches, loss_scale, stop), lr)
+
+    def gradients(
+        self, step: int, micro_batches: list[MicroBatch], loss_scale: float = 1.0, stop: bool = False
+    ) -> Gradients:
+        """Run forward and backward passes and reduce their gradients; weights stay as they are."""
         batches = [micro.to(self.device.torch_device) for micro in micro_batches]
         self._step, self._loss_factor, self._loss_scale = step, self._token_share(batches), self._scalar(loss_scale)
         for chunk in self.chunks:
@@ -133,15 +167,23 @@ class Stepper:
         losses = self._executor(batches, train=True).run(batches, self._loss_scale)
         self.buckets.finish()
         loss, stops, squares_t = self._sum_over_world(losses, stop, self.optimizer.squares())
-        norm = squares_t.sum().sqrt() / loss_scale
-        keep = torch.isfinite(norm) & torch.isfinite(loss)
-        factor = self.clipping.factor(norm, squares_t.sqrt() / loss_scale, self.config.optim.clip)
-        keep = self.optimizer.step(
-            lr, (factor / loss_scale).to(self.main_dtype), keep.to(self.main_dtype),
-            beta2=second_beta(step, self.config.optim),
+        norm, norms_t = squares_t.sum().sqrt() / loss_scale, squares_t.sqrt() / loss_scale
+        return Gradients(step, loss, norm, norms_t, stops, loss_scale)
+
+    def update(
+        self, gradients: Gradients, lr: float, limits: Limits = NO_LIMITS, clip_factor: float = 1.0
+    ) -> StepResult:
+        """Update the weights with the gradients in the buckets, unless they are not finite or beyond `limits`, or the
+        update is too large for the weights."""
+        loss, norm, optim = gradients.loss, gradients.norm, self.config.optim
+        keep = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limits.loss) & (norm <= limits.grad_norm)
+        factor = self.clipping.factor(norm, gradients.norms_t, optim.clip * clip_factor)
+        made = self.optimizer.step(
+            lr, (factor / gradients.loss_scale).to(self.main_dtype), keep.to(self.main_dtype),
+            beta2=second_beta(gradients.step, optim),
         )  # fmt: skip
-        self.clipping.accept(keep)
-        return StepResult(loss, norm, keep.to(norm.dtype), stops)
+        self.clipping.accept(made)
+        return StepResult(loss, norm, made.to(norm.dtype), gradients.stops)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Return the mean loss over the unmasked tokens of all replicas' `micro_batches`, without training."""

@@ -159,6 +159,7 @@ def trial(name: str, option: str, seeds: int, cache: Path) -> Outcome:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.prevention", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(TROUBLES), default=list(TROUBLES), help="troubles")
+    parser.add_argument("--options", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), help="preventions")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables there")
     args = parser.parse_args()
@@ -166,7 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         for name in args.only:
             title, rows = f"{TROUBLES[name].title}; {machine()}", []
-            for option in OPTIONS:
+            for option in args.options:
                 with console.status(f"{name}: {option}"):
                     outcome = trial(name, option, args.seeds, Path(cache))
                 rows.append(Row(option, f"{outcome.excess:.2f}", f"{outcome.spikes:g}", f"{outcome.valid:.3f}"))
