@@ -22,7 +22,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from engine.config import Config
+from engine.config import Config, StabilityConfig
 from engine.data.batch import MicroBatch
 from engine.data.build import build_data
 from engine.data.loader import Loader, validation_batches
@@ -30,7 +30,6 @@ from engine.device import Device
 from engine.mesh import Mesh
 from engine.ops import backend
 from engine.optim.schedules import plan
-from engine.stability.policy import StabilityPolicy
 from engine.stability.signals import ROLLBACK, SKIP
 from engine.stability.watch import Watch
 from engine.step import Stepper
@@ -143,7 +142,7 @@ def judge(losses: list[float], norms: list[float], valid: float) -> Outcome:
     means = np.convolve(curve.loss, np.ones(SMOOTH) / SMOOTH, "valid")
     best = np.minimum.accumulate(means)
     excess = float(np.max(curve.loss[SMOOTH:] - best[:-1]))
-    places = sail(Watch(StabilityPolicy()), curve).places
+    places = sail(Watch(StabilityConfig()), curve).places
     return Outcome(excess, len(places[SKIP]) + len(places[ROLLBACK]), valid)
 
 
