@@ -45,7 +45,7 @@ class States:
             keep_every=settings.keep_every, asynchronous=settings.asynchronous,
         )  # fmt: skip
         wanted = config.stability.watch and config.stability.rollback
-        self.memory = HostStates(stepper.optimizer.tensors(), config.stability.snapshot_mb * 2**20 if wanted else 0.0)
+        self.memory = HostStates(stepper.state_tensors(), config.stability.snapshot_mb * 2**20 if wanted else 0.0)
         self.step, self.consumed = 0, 0
         self.scaler = _scaler(config)
         self.last_save = self.last_saved = -1  # the step of the newest save, and of the newest that succeeded
@@ -128,10 +128,11 @@ class States:
         own = self._is_own(checkpoint)
         whole = own or self._takes_over_all(checkpoint.meta)
         state.expect_model(checkpoint, self.config.model)
-        self.stepper.optimizer.forget()
+        self.stepper.forget()
         state.restore(self.stepper.optimizer, checkpoint, moments=whole)
         if whole:
             self.stepper.optimizer.step_count.fill_(float(checkpoint.meta["optimizer_steps"]))
+            self.stepper.clipping.load(checkpoint.meta.get("clipping"))
         self._resume(checkpoint.step if whole else 0, checkpoint.meta if whole else None, own=own)
         self.last_save = self.last_saved = checkpoint.step if own else -1
 
@@ -163,6 +164,7 @@ class States:
         meta = {
             "config": dataclasses.asdict(self.config), **self.about, **self._progress(),
             "optimizer_steps": self.stepper.optimizer.step_count.item(),
+            "clipping": self.stepper.clipping.to_plain(),
         }  # fmt: skip
         self.writer.save(self.step, state.entries(self.stepper.optimizer), meta)
         self.last_save = self.step

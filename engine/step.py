@@ -6,6 +6,7 @@ tensors. Data, checkpoints and metrics live in `engine.trainer`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +14,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from engine.config import Config
+from engine.config import Config, OptimConfig
 from engine.data.batch import MicroBatch
 from engine.device import DTYPES, Device
 from engine.mesh import Mesh
-from engine.models.transformer import Chunk, make_pass
+from engine.models.transformer import Chunk, make_pass, parameter_shapes
 from engine.ops.philox import make_key
 from engine.optim.adamw import AdamWSettings, ShardedAdamW
+from engine.optim.clipping import CLIP_MODES
+from engine.optim.schedules import second_beta
 from engine.parallel.buckets import Buckets
 from engine.parallel.collectives import all_reduce
 from engine.parallel.head_loss import Share
@@ -36,8 +39,8 @@ class StepResult:
     """What a step tells, equal on every rank (0-dim tensors on the device, not yet read).
 
     `loss` is the mean over the unmasked tokens of the global batch, `grad_norm` the global norm before clipping,
-    `applied` 1 when the update was made and 0 when every rank skipped it, since something was not finite or beyond
-    the limits; `stop` counts the ranks that were asked to stop.
+    `applied` 1 when the update was made and 0 when every rank skipped it, since something was not finite, beyond the
+    limits or too large for the weights; `stop` counts the ranks that were asked to stop.
     """
 
     loss: Tensor
@@ -65,12 +68,15 @@ class StepValues:
 class Gradients:
     """What a forward and backward pass over a global batch left: numbers here, the gradients in the buckets.
 
-    0-dim float64 tensors on the device, equal on every rank: the loss, the global gradient norm before clipping, and
-    the number of ranks that were asked to stop; `loss_scale` is what the gradients are still multiplied by.
+    Float64 tensors on the device, equal on every rank and 0-dim but for `norms_t`: the loss, the global gradient norm
+    before clipping, the norm of each tensor ([1] where tensors are not told apart), and the number of ranks that were
+    asked to stop; `loss_scale` is what the gradients are still multiplied by.
     """
 
+    step: int
     loss: Tensor
     norm: Tensor
+    norms_t: Tensor
     stops: Tensor
     loss_scale: float
 
@@ -86,7 +92,11 @@ class Stepper:
         self.virtual = config.parallel.virtual_stages
         self.chunks = self._build_chunks(vocab)
         self.buckets = self._build_buckets()
-        self.optimizer = ShardedAdamW(self.buckets, _adamw_settings(config))
+        clipping = CLIP_MODES[config.optim.clip_mode]
+        by_tensor = clipping.per_tensor or config.optim.update_clip > 0
+        sizes = {n: math.prod(s) for n, s in parameter_shapes(config.model, vocab).items()} if by_tensor else {}
+        self.optimizer = ShardedAdamW(self.buckets, _adamw_settings(config.optim), sizes, mesh.world)
+        self.clipping = clipping(config.optim, list(sizes), device.torch_device)
         self._step, self._loss_factor, self._loss_scale = 0, self._scalar(1.0), self._scalar(1.0)
         self._executors: dict[tuple[int, int, bool], Executor] = {}
 
@@ -102,7 +112,7 @@ class Stepper:
         for virtual in range(mesh.pp.rank, len(ranges), mesh.pp.size):
             chunks.append(
                 Chunk(c.model, vocab, ranges[virtual], self.tp, kv_axis=kv_axis, embedding_axis=mesh.embedding,
-                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb)
+                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb, z_loss=c.train.z_loss)
             )  # fmt: skip
         return chunks
 
@@ -126,9 +136,18 @@ class Stepper:
 
     def initialise(self) -> None:
         """Draw all weights, the same numbers in every layout, and forget all moments."""
-        self.optimizer.forget()
+        self.forget()
         draw = partial(Piece.draw, seed=self.config.train.seed, dtype=self.main_dtype, device=self.device.torch_device)
         self.optimizer.set_masters(lambda piece: draw(piece))
+
+    def forget(self) -> None:
+        """Begin anew, but for the weights: no moments, no updates made, nothing learnt for clipping."""
+        self.optimizer.forget()
+        self.clipping.load(None)
+
+    def state_tensors(self) -> list[Tensor]:
+        """Return every tensor that holds state of mine: a copy of them all is a state to go back to."""
+        return [*self.optimizer.tensors(), self.clipping.state]
 
     def run(
         self, step: int, micro_batches: list[MicroBatch], lr: float, loss_scale: float = 1.0, stop: bool = False
@@ -147,19 +166,24 @@ class Stepper:
         self.buckets.start(len(batches))
         losses = self._executor(batches, train=True).run(batches, self._loss_scale)
         self.buckets.finish()
-        loss, norm_squared, stops = self._sum_over_world(losses, self.optimizer.norm_squared(), stop)
-        return Gradients(loss, norm_squared.sqrt() / loss_scale, stops, loss_scale)
+        loss, stops, squares_t = self._sum_over_world(losses, stop, self.optimizer.squares())
+        norm, norms_t = squares_t.sum().sqrt() / loss_scale, squares_t.sqrt() / loss_scale
+        return Gradients(step, loss, norm, norms_t, stops, loss_scale)
 
     def update(
         self, gradients: Gradients, lr: float, limits: Limits = NO_LIMITS, clip_factor: float = 1.0
     ) -> StepResult:
-        """Update the weights with the gradients in the buckets, unless they are not finite or beyond `limits`."""
-        loss, norm = gradients.loss, gradients.norm
+        """Update the weights with the gradients in the buckets, unless they are not finite or beyond `limits`, or the
+        update is too large for the weights."""
+        loss, norm, optim = gradients.loss, gradients.norm, self.config.optim
         keep = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limits.loss) & (norm <= limits.grad_norm)
-        clip = self.config.optim.clip * clip_factor
-        factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else torch.ones_like(norm)
-        self.optimizer.step(lr, (factor / gradients.loss_scale).to(self.main_dtype), keep.to(self.main_dtype))
-        return StepResult(loss, norm, keep.to(norm.dtype), gradients.stops)
+        factor = self.clipping.factor(norm, gradients.norms_t, optim.clip * clip_factor)
+        made = self.optimizer.step(
+            lr, (factor / gradients.loss_scale).to(self.main_dtype), keep.to(self.main_dtype),
+            beta2=second_beta(gradients.step, optim),
+        )  # fmt: skip
+        self.clipping.accept(made)
+        return StepResult(loss, norm, made.to(norm.dtype), gradients.stops)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Return the mean loss over the unmasked tokens of all replicas' `micro_batches`, without training."""
@@ -168,7 +192,7 @@ class Stepper:
         for chunk in self.chunks:
             chunk.eval()
         losses = self._executor(batches, train=False).run(batches)
-        return self._sum_over_world(losses, torch.zeros((), device=self.device.torch_device), stop=False)[0]
+        return self._sum_over_world(losses, False, torch.zeros(0, device=self.device.torch_device))[0]
 
     def _token_share(self, batches: list[MicroBatch]) -> Tensor:
         """Return 1 / (unmasked tokens of the global batch): the one place where the loss is normalised."""
@@ -182,15 +206,15 @@ class Stepper:
         all_reduce(total, self.mesh.dp)
         return 1.0 / total.clamp(min=1.0)  # a batch without any token to learn from has a loss of 0
 
-    def _sum_over_world(self, losses: list[Tensor], norm_squared: Tensor, stop: bool) -> tuple[Tensor, ...]:
-        """Add up losses (held by the last stage, equal over tp), squared norms and votes to stop, in float64."""
+    def _sum_over_world(self, losses: list[Tensor], stop: bool, squares_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Add up losses (held by the last stage, equal over tp), votes to stop and squared norms, in float64."""
         loss = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
         if self.mesh.is_last_stage and self.mesh.tp.is_first:
             loss = torch.stack(losses).sum(dtype=torch.float64)
         votes = torch.full_like(loss, float(stop))
-        sums = torch.stack([loss, norm_squared.double(), votes])
+        sums = torch.cat([loss[None], votes[None], squares_t.double()])
         all_reduce(sums, self.mesh.world)
-        return sums.unbind()
+        return sums[0], sums[1], sums[2:]
 
     def _forward(self, chunk: Chunk, hidden_bsh: Tensor | None, micro: MicroBatch) -> Tensor:
         """Run one chunk; the last one returns its micro-batch's share of the global mean loss."""
@@ -229,9 +253,11 @@ class Stepper:
         return found
 
 
-def _adamw_settings(config: Config) -> AdamWSettings:
-    optim = config.optim
-    return AdamWSettings(optim.beta1, optim.beta2, optim.eps, optim.weight_decay)
+def _adamw_settings(optim: OptimConfig) -> AdamWSettings:
+    return AdamWSettings(
+        optim.beta1, optim.beta2, optim.eps, optim.weight_decay, corrects_bias=optim.beta2_schedule == "constant",
+        update_clip=optim.update_clip, max_update_ratio=optim.max_update_ratio,
+    )  # fmt: skip
 
 
 def _end_costs(config: Config, vocab: int) -> tuple[float, float]:

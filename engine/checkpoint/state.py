@@ -77,7 +77,7 @@ def expect_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
     wanted = _resolved(dataclasses.asdict(model))
     for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "norm", "positions", "activation",
                 "attention_bias", "attention_out_bias", "mlp_bias", "tied_embeddings", "rope_theta",
-                "norm_eps"):  # fmt: skip
+                "norm_eps", "qk_norm", "embedding_norm"):  # fmt: skip
         if key in saved and saved[key] != wanted[key]:
             raise CheckpointError(
                 f"{checkpoint.path} holds another model: model.{key} is {saved[key]} there and {wanted[key]} here. "

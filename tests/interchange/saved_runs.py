@@ -27,6 +27,7 @@ MODELS = {
     "llama-tied-biases": dataclasses.replace(
         LLAMA, tied_embeddings=True, attention_bias=True, attention_out_bias=True, mlp_bias=True, head_dim=6
     ),
+    "qwen3": dataclasses.replace(LLAMA, qk_norm=True, head_dim=6),
     "gpt": GPT,
     "gpt-untied": dataclasses.replace(GPT, tied_embeddings=False, activation="gelu"),
 }

@@ -15,7 +15,10 @@ import torch
 from tests.system.runs import corpus, metrics, run, start, step_folder, weights
 
 STEPS = 12
-LAYOUT = ("parallel.tp=2", "parallel.sequence_parallel=true", f"train.steps={STEPS}", "checkpoint.interval=4")
+CLIPPING = ("optim.clip_mode=adagc", "optim.clip_warmup=2", "optim.clip_relative=1")  # remembers, tensor by tensor
+LAYOUT = (
+    "parallel.tp=2", "parallel.sequence_parallel=true", *CLIPPING, f"train.steps={STEPS}", "checkpoint.interval=4",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +75,9 @@ def test_kill_9_and_resume_is_bitwise_the_same(finished: Path, tmp_path: Path, s
 
 def test_resume_on_another_layout_is_within_rounding(finished: Path, tmp_path: Path) -> None:
     corpus(tmp_path)
-    half = run(tmp_path, *LAYOUT[:2], "train.steps=4", "optim.decay_steps=12")
+    half = run(tmp_path, *LAYOUT, "train.steps=4", "optim.decay_steps=12")
     assert half.returncode == 0, half.stdout
-    other = run(tmp_path, "parallel.pp=2", "parallel.dp=2", "train.micro_batch=1", f"train.steps={STEPS}")
+    other = run(tmp_path, "parallel.pp=2", "parallel.dp=2", "train.micro_batch=1", *CLIPPING, f"train.steps={STEPS}")
     assert other.returncode == 0, other.stdout
     assert "at step 4" in other.stdout
     equal(step_folder(tmp_path, STEPS), step_folder(finished, STEPS), tolerance=1e-3)
