@@ -37,8 +37,14 @@ def read_settings(arguments: list[str]) -> tuple[list[Path], Path]:
             output = Path(value)
     if not folders:
         raise ConfigError("no run is named; write run=runs/default, say.")
-    shared = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    return folders, output or shared / "report.html"
+    return folders, output or _shared(folders) / "report.html"
+
+
+def _shared(folders: list[Path]) -> Path:
+    """Return the innermost folder that holds all of them, as they were written where that can be."""
+    if len(folders) == 1:
+        return folders[0]
+    return Path(os.path.commonpath([folder.resolve() for folder in folders]))
 
 
 def write_report(folders: list[Path], output: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+_WITHOUT_END = ("input", "meta")
 DASH = "\u2013"  # stands where there is no value
 
 
@@ -35,7 +36,7 @@ def tag(name: str, *parts: object, **attributes: object) -> Html:
         for key, value in attributes.items()
         if value is not None
     )
-    return Html(f"<{name}{written}>{join(parts)}</{name}>")
+    return Html(f"<{name}{written}>" if name in _WITHOUT_END else f"<{name}{written}>{join(parts)}</{name}>")
 
 
 def table(

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine import __version__
 from engine.monitor.report import charts, compare, decisions, figures, setup
-from engine.monitor.report.html import Html, join, moment, script_json, tag, text
+from engine.monitor.report.html import Html, join, moment, script_json, tag
 from engine.monitor.report.read import Run
 from engine.monitor.report.series import run_data
 
@@ -33,9 +33,9 @@ def render(runs: Sequence[Run], now: float) -> str:
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs: " + ", ".join(run.name for run in runs[:4])
     head = join([
-        Html('<meta charset="utf-8">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{text(policy)}">'),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         tag("title", f"{title} · Trimaran"),
         tag("style", Html((_HERE / "page.css").read_text())),
     ])  # fmt: skip
@@ -97,7 +97,7 @@ def _bar(several: bool) -> Html:
         tag("button", words, type="button", data_axis=axis, aria_pressed="true" if axis == "step" else "false")
         for axis, words in (("step", "steps"), ("tokens", "tokens"), ("hours", "hours"))
     ]
-    smooth = Html('<input id="smooth" type="range" min="0" max="0.95" step="0.01" value="0">')
+    smooth = tag("input", id="smooth", type="range", min=0, max=0.95, step=0.01, value=0)
     return tag("nav", tag(
         "div", tag("div", *links, class_="links"),
         tag("button", "reset zoom", type="button", id="reset", hidden="hidden"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 STRETCHES = 1200  # of a curve: more than a chart has pixels
@@ -18,16 +16,14 @@ def extremes(values: np.ndarray, stretches: int = STRETCHES) -> np.ndarray:
     rows = len(values)
     if rows <= 2 * stretches:
         return np.arange(rows)
-    edges = np.linspace(0, rows, stretches + 1).astype(np.int64)
-    kept = {0, rows - 1}
-    for begin, end in pairwise(edges.tolist()):
-        part = values[begin:end]
-        holes = np.isnan(part)
-        if holes.any():
-            kept.add(begin + int(np.argmax(holes)))
-        if not holes.all():
-            kept.update((begin + int(np.nanargmin(part)), begin + int(np.nanargmax(part))))
-    return np.array(sorted(kept), dtype=np.int64)
+    length = -(-rows // stretches)
+    padded = np.concatenate([values, np.full(-rows % length, values[-1])]).reshape(-1, length)
+    holes = np.isnan(padded)
+    lowest, highest = np.where(holes, np.inf, padded).argmin(axis=1), np.where(holes, -np.inf, padded).argmax(axis=1)
+    first_hole = holes.argmax(axis=1)  # 0 where there is none, which is a row like any other
+    begins = np.arange(len(padded)) * length
+    kept = np.concatenate([[0, rows - 1], begins + lowest, begins + highest, (begins + first_hole)[holes.any(axis=1)]])
+    return np.unique(np.minimum(kept, rows - 1))
 
 
 def marks(steps: np.ndarray, total: int, stretches: int = STRETCHES) -> np.ndarray:
