@@ -141,6 +141,7 @@ class MonitorConfig:
     wandb: str = "off"  # off | auto (online when logged in, else offline) | offline | online
     wandb_project: str = "trimaran"
     peak_tflops: float = 0.0  # of one device, for MFU; 0: known from the device's name, else FLOP/s only
+    timeline_interval: int = 100  # steps between those whose pipeline actions are timed, for the report; 0: none
 
 
 @dataclass

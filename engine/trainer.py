@@ -32,6 +32,7 @@ from engine.mesh import Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
 from engine.monitor.monitor import Monitor
+from engine.monitor.timeline import TimelineRecorder
 from engine.ops import backend
 from engine.optim.scaler import LossScaler
 from engine.optim.schedules import learning_rate, plan
@@ -100,6 +101,9 @@ class Trainer:
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
+        self.timeline = TimelineRecorder(
+            self.folder, self.mesh, self.stepper.stopwatch, config.monitor.timeline_interval
+        )
         precision = config.precision
         is_fp16 = precision.dtype == "fp16"
         self.scaler = LossScaler(
@@ -235,7 +239,9 @@ class Trainer:
         data_s = time.perf_counter() - begin
         lr = learning_rate(self.step, self.config.optim, self.config.train.steps)
         scale = self.scaler.scale
+        self.timeline.begin(self.step)
         result = self.stepper.run(self.step, micro_batches, lr, scale, stop.asked).read()
+        self.timeline.end(self.step)
         self.scaler.update(overflow=not result.applied)
         self.step, self.consumed = self.step + 1, consumed + batch
         elapsed = time.perf_counter() - begin

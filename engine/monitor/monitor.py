@@ -13,7 +13,7 @@ from engine.config import Config
 from engine.monitor.console import make_console
 from engine.monitor.jsonl import JsonlSink
 from engine.monitor.metrics import Record
-from engine.monitor.starts import note_start
+from engine.monitor.starts import StartsSink
 from engine.monitor.wandb_sink import WandbSink
 
 
@@ -34,8 +34,7 @@ class Monitor:
 
     def __init__(self, config: Config, folder: Path, *, is_writer: bool) -> None:
         self._sinks: list[Sink] = []
-        self._config, self._folder = config, folder
-        self._warned = self._started = False
+        self._warned = False
         if is_writer:
             self._sinks = _make_sinks(config, folder, self.event)
 
@@ -43,9 +42,6 @@ class Monitor:
         """Start after `step` steps of `total`; records of later steps from an earlier attempt are forgotten."""
         for sink in self._sinks:
             sink.begin(step, total)
-        if self._sinks and not self._started:
-            self._started = True
-            note_start(self._folder, self._config, step)
 
     def log(self, step: int, values: Record) -> None:
         """Send one record, keyed as in `engine.monitor.metrics`; `step` counts the steps made so far."""
@@ -96,7 +92,7 @@ def _make_sinks(config: Config, folder: Path, notify: Callable[[str], None]) -> 
     settings = config.monitor
     console = make_console(settings.console, config.train.log_interval)
     sinks: list[Sink] = [] if console is None else [console]
-    sinks.append(JsonlSink(folder / "metrics.jsonl"))
+    sinks += [JsonlSink(folder / "metrics.jsonl"), StartsSink(folder, config)]
     if settings.wandb != "off":
         about = dataclasses.asdict(config)
         sinks.append(WandbSink(settings.wandb, settings.wandb_project, folder, about, notify))

@@ -18,24 +18,39 @@ import torch.distributed as dist
 
 from engine import __version__
 from engine.config import Config
+from engine.monitor.metrics import Record
 
 STARTS = "starts.jsonl"
 
 
-def note_start(folder: Path, config: Config, step: int) -> None:
-    """Append how the run goes on after `step` steps; OSError when it cannot be written."""
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    start = {
-        "step": step, "time": time.time(), "ranks": ranks, "environment": environment(config.run.device),
-        "config": dataclasses.asdict(config),
-    }  # fmt: skip
-    file = os.open(folder / STARTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(file).st_size
-        cut_off = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # by a crash: it must not spoil this line too
-        os.write(file, b"\n" * cut_off + json.dumps(start).encode() + b"\n")
-    finally:
-        os.close(file)
+class StartsSink:
+    """Notes each start of a run in `folder`; records and notices are for other sinks."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config = folder, config
+
+    def begin(self, step: int, total: int, timeline: int = 0) -> None:
+        """Append how the run goes on after `step` steps; OSError when it cannot be written."""
+        start = {
+            "step": step, "time": time.time(), "ranks": dist.get_world_size() if dist.is_initialized() else 1,
+            "environment": environment(self.config.run.device), "config": dataclasses.asdict(self.config),
+        }  # fmt: skip
+        file = os.open(self.folder / STARTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(file).st_size
+            cut_off = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # by a crash: it must not spoil this line too
+            os.write(file, b"\n" * cut_off + json.dumps(start).encode() + b"\n")
+        finally:
+            os.close(file)
+
+    def log(self, record: Record) -> None:
+        """Records are in metrics.jsonl."""
+
+    def event(self, text: str) -> None:
+        """Notices are for people who watch."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def environment(device: str) -> dict[str, Any]:

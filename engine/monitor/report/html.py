@@ -113,7 +113,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return DASH
     if seconds < 60:
-        size, unit = next((row for row in ((1, "s"), (1e-3, "ms")) if seconds >= row[0]), (1e-6, "µs"))
+        size, unit = next((row for row in ((1, "s"), (1e-3, "ms")) if seconds >= row[0] or seconds == 0), (1e-6, "µs"))
         return f"{seconds / size:.3g} {unit}"
     whole = round(seconds)
     units = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))

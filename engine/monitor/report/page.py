@@ -83,10 +83,12 @@ def _about(run: Run) -> list[str]:
     """Return what the run is, in a few words."""
     known: list[Any] = []
     if run.config:
-        layout = [f"{axis} {run.setting(f'parallel.{axis}', '')}".strip() for axis in ("tp", "pp", "dp")]
+        axes = ((axis, run.setting(f"parallel.{axis}")) for axis in ("tp", "pp", "dp"))
+        layout = [f"{axis} {size}" for axis, size in axes if size is not None]
         known = [run.setting("model.name"), run.setting("precision.dtype"), " \u00d7 ".join(layout)]
     if run.starts:
-        environment = run.starts[-1].get("environment")
+        environment, ranks = run.starts[-1].get("environment"), run.starts[-1].get("ranks")
+        known.append("1 rank" if ranks == 1 else f"{ranks} ranks")
         known.append(environment.get("device") if isinstance(environment, dict) else None)
     return [str(part) for part in [*known, f"last record {moment(run.written)}"] if part]
 

@@ -104,13 +104,17 @@ def read_run(path: Path) -> Run:
 
 
 def _steps(path: Path, notices: list[str], others: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the training records of metrics.jsonl; records of other things that happened are added to `others`."""
+    """Yield the training records of metrics.jsonl; `others` gets what else happened to the steps that still stand."""
+    reached = 0
     for record in _lines(path, notices):
         numbers = {key: value for key, value in record.items() if value is None or _is_number(value)}
-        if "loss" in numbers:
-            yield numbers
-        else:
+        if "loss" not in numbers:
             others.append(numbers)
+            continue
+        if record["step"] <= reached:  # the run went back
+            others[:] = [other for other in others if other["step"] < record["step"]]
+        reached = record["step"]
+        yield numbers
 
 
 def _is_number(value: object) -> bool:

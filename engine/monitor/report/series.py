@@ -13,7 +13,7 @@ from engine.monitor.report.read import Run
 from engine.monitor.report.table import Table
 from engine.monitor.report.thin import extremes, marks
 
-_NOT_CURVES = {"step", "skipped", "consumed_samples", "consumed_tokens"}
+_NOT_CURVES = {"step", "timeline", "skipped", "consumed_samples", "consumed_tokens"}
 _KNOTS = 400  # of a piecewise linear way from steps to tokens and hours
 
 Curve = dict[str, list[Any]]  # {"x": steps, "y": values, None where there is no number}

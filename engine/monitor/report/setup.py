@@ -8,7 +8,8 @@ from typing import Any
 from engine.errors import EngineError
 from engine.monitor.report import timeline
 from engine.monitor.report.events import Entry
-from engine.monitor.report.html import DASH, Html, bar, card, missing, moment, number, table, tag
+from engine.monitor.report.html import DASH, Html, bar, card, join, missing, moment, number, table, tag
+from engine.monitor.report.pipeline import Timeline, backward_cost, measured, planned
 from engine.monitor.report.read import Run
 from engine.stability.skips import size, union
 
@@ -16,17 +17,45 @@ _SHOWN_STARTS = 12
 
 
 def pipeline(run: Run) -> Html:
-    """Return the schedule's timeline; a line where there is no pipeline or it cannot be planned."""
-    title, hint = "Pipeline schedule", "planned from the schedule that the engine executes"
+    """Return the schedule as planned and, where the run timed a step, as measured; else why there is nothing."""
+    title, name = "Pipeline schedule", "pipeline"
     if not run.config:
-        return card(title, missing("the configuration is unknown, and so the schedule"), name="pipeline")
+        return card(title, missing("the configuration is unknown, and so the schedule"), name=name)
     if run.setting("parallel.pp", 1) == 1:
-        return card(title, missing("one stage: no pipeline, no bubble (parallel.pp=1)"), name="pipeline")
+        return card(title, missing("one stage: no pipeline, no bubble (parallel.pp=1)"), name=name)
+    hint = "the schedule that the engine executes: timed by its simulator, and in a step of the run"
+    return card(title, _planned(run), _measured(run), hint=hint, name=name)
+
+
+def _planned(run: Run) -> Html:
     ranks = run.starts[-1].get("ranks") if run.starts else None
     try:
-        return card(title, timeline.draw(timeline.plan(run.config, run.vocab, ranks)), hint=hint, name="pipeline")
+        found = planned(run.config, run.vocab, ranks)
+        backward = f"backward (planned as {backward_cost(run.config):g} forward passes)"
+        words = (
+            f" of the stages' time is bubble as planned: {run.setting('parallel.schedule')}, {found.stages} stages, "
+            f"{found.micros} micro-batches{f', {found.chunks} chunks a stage' if found.chunks > 1 else ''}. With equal "
+            f"stages the least is {100 * found.least_bubble:.1f}%."
+        )
+        return join([_lead(found, words), timeline.legend(backward, found.chunks), timeline.draw(found)])
     except (EngineError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        return card(title, missing(f"the schedule cannot be drawn: {error}"), name="pipeline")
+        return missing(f"the schedule cannot be planned: {error}")
+
+
+def _measured(run: Run) -> Html:
+    try:
+        timed = measured(run.path)
+        if timed is None:
+            return missing("not measured: no step was timed on every stage (monitor.timeline_interval)")
+        step, found = timed
+        words = f" of the stages' time was bubble in step {step:,}, from the first action to the last, as measured."
+        return join([_lead(found, words), timeline.draw(found)])
+    except (OSError, ValueError, KeyError, TypeError, LookupError, ArithmeticError) as error:
+        return missing(f"what the run timed cannot be read: {error!r}")
+
+
+def _lead(found: Timeline, words: str) -> Html:
+    return tag("p", tag("b", f"{100 * found.bubble:.1f}%"), words, class_="lead")
 
 
 def data(run: Run) -> Html:

@@ -83,10 +83,12 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert [event["back_to"] for event in run["events"] if event["kind"] == "rollback"] == [123, 198]
     assert 139 in run["skipped"]
     assert run["axes"]["tokens"][-1] == 300 * 4096
-    for words in ("finished 300 steps", "web/*.jsonl", "at most 4 in flight", "loss 0.9 nats above normal", "NVIDIA H100",
+    for words in ("finished 300 steps", "web/*.jsonl", "at most 4 in flight", "loss 0.9 nats above normal", "H100",
                   "parallel.tp", "98 GB", "rollback", "pending"):  # fmt: skip
         assert words in page.text, words
+    assert "15.8% of the stages' time is bubble as planned" in " ".join(page.text.split())
     assert "not recorded" not in page.text
+    assert "cannot be" not in page.text
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:

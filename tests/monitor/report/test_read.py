@@ -30,6 +30,14 @@ def test_a_run_with_rollbacks(tmp_path: Path) -> None:
     assert [entry.committed for entry in run.ledger] == [True, True, False]
 
 
+def test_a_validation_of_an_abandoned_branch_is_not_of_the_run(tmp_path: Path) -> None:
+    steps = [{"step": step, "timeline": line, **step_values()} for line, step in ((0, 1), (0, 2), (0, 3), (1, 2))]
+    steps.insert(3, {"step": 3, "valid_loss": 9.0})
+    steps.insert(1, {"step": 1, "valid_loss": 2.0})
+    write(tmp_path / "metrics.jsonl", steps)
+    assert [record["valid_loss"] for record in read_run(tmp_path).validations] == [2.0]
+
+
 def test_steps_trained_again_without_a_ledger_are_told(tmp_path: Path) -> None:
     rows = [{"step": step, **step_values()} for step in (*range(1, 9), *range(5, 12))]
     write(tmp_path / "metrics.jsonl", rows)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.errors import ConfigError
-from engine.monitor.report.timeline import draw, plan
+from engine.monitor.report.pipeline import measured
+from engine.monitor.report.pipeline import planned as plan
+from engine.monitor.report.timeline import draw
 from tests.monitor.report.fake_run import config
 
 
@@ -38,8 +42,31 @@ def test_replicas_share_the_batch() -> None:
 def test_each_action_is_a_cell() -> None:
     picture = draw(planned(parallel={"pp": 4, "dp": 1}, model={"layers": 16}))
     assert picture.count("<title>forward of micro-batch") == picture.count("<title>backward of micro-batch") == 64
-    assert "15.8%" in picture
     assert "at most 4 in flight" in picture
+
+
+def write_stage(folder: Path, stage: int, step: int, actions: list[list[Any]]) -> None:
+    (folder / "timeline").mkdir(exist_ok=True)
+    record = {"step": step, "stage": stage, "stages": 2, "actions": actions}
+    (folder / "timeline" / f"stage_{stage:04d}.json").write_text(json.dumps(record))
+
+
+def test_a_measured_step(tmp_path: Path) -> None:
+    assert measured(tmp_path) is None
+    write_stage(tmp_path, 0, 11, [["F", 0, 0, 2.0, 3.0], ["B", 0, 0, 6.0, 8.0]])
+    assert measured(tmp_path) is None  # stage 1 has not written yet
+    write_stage(tmp_path, 1, 11, [["F", 0, 0, 3.0, 4.0], ["B", 0, 0, 4.0, 6.0]])
+    timed = measured(tmp_path)
+    assert timed is not None
+    step, timeline = timed
+    assert (step, timeline.stages, timeline.micros, timeline.makespan) == (11, 2, 1, 6.0)
+    assert timeline.bubble == pytest.approx(0.5)
+    assert "<title>backward of micro-batch 0: 4 s to 6 s</title>" in draw(timeline)
+    write_stage(tmp_path, 1, 111, [["F", 0, 0, 3.0, 4.0], ["B", 0, 0, 4.0, 6.0]])
+    assert measured(tmp_path) is None  # of two steps
+    write_stage(tmp_path, 1, 11, [["F", 0, 0, 3.0, 4.0], ["F", 0, 0, 4.0, 6.0]])
+    with pytest.raises(ValueError, match="more than once"):
+        measured(tmp_path)
 
 
 def test_schedules_too_large_to_draw_say_so() -> None:
