@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from engine import __version__
 from engine.config import Config
-from engine.monitor.metrics import Record
+from engine.monitor.metrics import INFO, Record
 
 STARTS = "starts.jsonl"
 
@@ -46,7 +46,7 @@ class StartsSink:
     def log(self, record: Record) -> None:
         """Records are in metrics.jsonl."""
 
-    def event(self, text: str) -> None:
+    def event(self, text: str, level: str = INFO) -> None:
         """Notices are for people who watch."""
 
     def close(self) -> None:

@@ -35,6 +35,11 @@ _KNOWN = (
     Chart("step_time_s", "Step time", ("step_time_s", "data_time_s"), "s", log=True, hint="and the wait for data"),
     Chart("memory_gib", "Memory", ("memory_gib",), "GiB", zero=True, hint="most that the writing rank has held"),
     Chart("loss_scale", "Loss scale", ("loss_scale",), log=True, hint="fp16"),
+    Chart("gpu_power_w", "GPU power", ("gpu_power_w",), "W", zero=True, hint="of the writing rank"),
+    Chart("gpu_temperature_c", "GPU temperature", ("gpu_temperature_c",), "°C", hint="of the writing rank"),
+    Chart("gpu_clock_mhz", "GPU clock", ("gpu_clock_mhz",), "MHz", zero=True, hint="of the writing rank"),
+    Chart("gpu_busy_percent", "GPU utilisation", ("gpu_busy_percent",), "%", zero=True, hint="some kernel ran"),
+    Chart("gpu_ecc_errors", "Memory errors", ("gpu_ecc_errors",), zero=True, hint="not corrected, of that GPU"),
     Chart("batch_size", "Global batch", ("batch_size",), "samples", zero=True),
 )  # fmt: skip
 _ALWAYS = ("loss", "grad_norm", "lr", "tokens_per_s", "memory_gib", "step_time_s")  # a page without them says so

@@ -14,6 +14,7 @@ from engine.monitor.report.table import Table
 from engine.monitor.report.thin import extremes, marks
 
 _NOT_CURVES = {"step", "timeline", "skipped", "consumed_samples", "consumed_tokens"}
+_GAPS = {"loss", "grad_norm"}  # no number means not finite; elsewhere, not recorded with every step
 _KNOTS = 400  # of a piecewise linear way from steps to tokens and hours
 
 Curve = dict[str, list[Any]]  # {"x": steps, "y": values, None where there is no number}
@@ -35,7 +36,7 @@ def run_data(run: Run) -> dict[str, Any]:
 def curves(table: Table, **options: int) -> dict[str, Curve]:
     """Return every column that holds a number, each thinned by itself."""
     return {
-        key: _curve(table.steps, column, **options)
+        key: _curve(table.steps, column, gaps=key in _GAPS, **options)
         for key, column in table.columns.items()
         if key not in _NOT_CURVES and np.isfinite(column).any()
     }
@@ -48,8 +49,11 @@ def skipped_steps(run: Run) -> list[int]:
     return marks(every, int(every[-1]) if len(every) else 0).tolist()
 
 
-def _curve(steps: np.ndarray, values: np.ndarray, **options: int) -> Curve:
+def _curve(steps: np.ndarray, values: np.ndarray, *, gaps: bool, **options: int) -> Curve:
     values = np.where(np.isfinite(values), values, np.nan)
+    if not gaps:
+        known = ~np.isnan(values)
+        steps, values = steps[known], values[known]
     rows = extremes(values, **options)
     return {"x": steps[rows].tolist(), "y": [_round(value) for value in values[rows]]}
 

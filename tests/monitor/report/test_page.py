@@ -115,6 +115,17 @@ def test_a_long_run_makes_a_small_page_that_keeps_its_extremes(tmp_path: Path) -
     assert len(curves["loss"]["x"]) <= 3 * 1200 + 2
 
 
+def test_what_is_recorded_now_and_then_is_one_line(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, **step_values(), **({"gpu_power_w": 600.0} if step % 3 == 0 else {})} for step in range(1, 8)
+    ]
+    rows[4]["grad_norm"] = None
+    write(tmp_path / "metrics.jsonl", rows)
+    curves = page_of(tmp_path).data["runs"][0]["curves"]
+    assert curves["gpu_power_w"] == {"x": [3, 6], "y": [600.0, 600.0]}
+    assert curves["grad_norm"]["y"] == [1.25] * 4 + [None] + [1.25] * 2
+
+
 def test_hostile_words_stay_words(tmp_path: Path) -> None:
     """A run's name, configuration, metrics, ledger and machine, all with markup in them."""
     folder = tmp_path / "<img src=x onerror=alert(1)>"
