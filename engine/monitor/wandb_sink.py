@@ -28,7 +28,7 @@ class WandbSink:
         self._run: Any = None
         self._tokens: float | None = None  # consumed at the newest step
 
-    def begin(self, step: int, total: int) -> None:
+    def begin(self, step: int, total: int, timeline: int = 0) -> None:
         self._try(self._start)
 
     def log(self, record: Record) -> None:

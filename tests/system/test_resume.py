@@ -76,7 +76,7 @@ def test_resume_on_another_layout_is_within_rounding(finished: Path, tmp_path: P
     half = run(tmp_path, *LAYOUT[:2], "train.steps=4", "optim.decay_steps=12")
     assert half.returncode == 0, half.stdout
     other = run(tmp_path, "parallel.pp=2", "parallel.dp=2", "train.micro_batch=1", f"train.steps={STEPS}",
-                "monitor.timeline_interval=1")  # fmt: skip
+                "monitor.pipeline_interval=1")  # fmt: skip
     assert other.returncode == 0, other.stdout
     timed = measured(tmp_path / "default")
     assert timed is not None

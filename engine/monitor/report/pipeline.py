@@ -12,7 +12,7 @@ from typing import Any
 from engine.config import ModelConfig, ParallelConfig
 from engine.errors import ConfigError
 from engine.monitor.flops import matrix_weights
-from engine.monitor.timeline import FOLDER
+from engine.monitor.pipeline_times import FOLDER
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import Action, Kind, Schedule, Span, build, check, simulate, virtual_stage
 

@@ -46,7 +46,7 @@ def _measured(run: Run) -> Html:
     try:
         timed = measured(run.path)
         if timed is None:
-            return missing("not measured: no step was timed on every stage (monitor.timeline_interval)")
+            return missing("not measured: no step was timed on every stage (monitor.pipeline_interval)")
         step, found = timed
         words = f" of the stages' time was bubble in step {step:,}, from the first action to the last, as measured."
         return join([_lead(found, words), timeline.draw(found)])

@@ -46,9 +46,9 @@ def test_each_action_is_a_cell() -> None:
 
 
 def write_stage(folder: Path, stage: int, step: int, actions: list[list[Any]]) -> None:
-    (folder / "timeline").mkdir(exist_ok=True)
+    (folder / "pipeline").mkdir(exist_ok=True)
     record = {"step": step, "stage": stage, "stages": 2, "actions": actions}
-    (folder / "timeline" / f"stage_{stage:04d}.json").write_text(json.dumps(record))
+    (folder / "pipeline" / f"stage_{stage:04d}.json").write_text(json.dumps(record))
 
 
 def test_a_measured_step(tmp_path: Path) -> None:

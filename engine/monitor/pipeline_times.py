@@ -1,4 +1,4 @@
-"""timeline/stage_*.json: when each stage of a pipeline ran its actions in one of the newest steps, for the report.
+"""pipeline/stage_*.json: when each stage of a pipeline ran its actions in one of the newest steps, for the report.
 
 The stages begin together, after a barrier, so that their times have one zero without their clocks being compared.
 """
@@ -15,10 +15,10 @@ import torch.distributed as dist
 from engine.mesh import Mesh
 from engine.parallel.pipeline.stopwatch import Stopwatch
 
-FOLDER = "timeline"
+FOLDER = "pipeline"
 
 
-class TimelineRecorder:
+class PipelineTimes:
     """Times a step each `interval` steps, 0 for none; all ranks call `begin` and `end` around every step."""
 
     def __init__(self, folder: Path, mesh: Mesh, stopwatch: Stopwatch, interval: int) -> None:
