@@ -48,13 +48,13 @@ def decide(
     action = Action(SKIP, step, verdict.cause, verdict.reason, verdict.onset)
     past = [other for other in done if other.kind in (ROLLBACK, LOWER)]
     if not policy.rollback and verdict.cause == DRIFT:
-        return replace(action, kind=STOP, reason=_explain(verdict, [], "stability.rollback=false"))
+        return _stop(action, verdict, [], "stability.rollback=false")
     if verdict.kind == SKIPPED or not policy.rollback or _cools_down(past, step, verdict, policy):
         return action
     here = _tries_here(past, verdict, policy)
     spent = _spent(past, here, step, policy)
     if spent:
-        return replace(action, kind=STOP, reason=_explain(verdict, here, spent))
+        return _stop(action, verdict, here, spent)
     can_lower = (policy.lr_factor < 1 or policy.clip_factor < 1) and verdict.cause != DRIFT
     lowers = can_lower and (verdict.cause == "slow" or len(here) >= policy.lower_after)
     if lowers:
@@ -66,7 +66,7 @@ def decide(
     if target is None:
         if lowers:
             return replace(action, kind=LOWER)
-        return replace(action, kind=STOP, reason=_explain(verdict, here, ""))
+        return _stop(action, verdict, here, "")
     action = replace(action, kind=ROLLBACK, to=target.step)
     if verdict.cause == DRIFT or (verdict.cause == "slow" and lowers):
         return action  # what a machine did, or what came on over hundreds of steps, is no batch's fault
@@ -126,6 +126,12 @@ def _window(step: int, verdict: Verdict, tries: int, policy: StabilityConfig) ->
     length = max(policy.skip_least, policy.skip_before + 2 * (step - verdict.onset + 1))
     first = verdict.onset - before
     return first, max(step + 1, first + math.ceil(length * wider))
+
+
+def _stop(action: Action, verdict: Verdict, here: list[Action], spent: str) -> Action:
+    """Return the end of the ladder; its onset is that of the first trouble at this place, before all tries."""
+    onset = min([verdict.onset, *(other.onset for other in here)])
+    return replace(action, kind=STOP, onset=onset, reason=_explain(verdict, here, spent))
 
 
 def _explain(verdict: Verdict, here: list[Action], spent: str) -> str:
