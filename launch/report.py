@@ -27,7 +27,9 @@ def read_settings(arguments: list[str]) -> tuple[list[Path], Path]:
         key, equals, value = argument.partition("=")
         if not equals or Path(argument).is_dir():
             key, value = "run", argument
-        if key not in _KEYS or not value:
+        if key in _KEYS and not value:
+            raise ConfigError(f"{key}= names nothing; write run=runs/default or output=report.html, say.")
+        if key not in _KEYS:
             raise ConfigError(
                 f"unknown setting '{argument}'; write run=FOLDER or output=FILE.{did_you_mean(key, _KEYS)}"
             )

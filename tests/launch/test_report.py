@@ -27,6 +27,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path: Path, capsys: pytest.Captur
     for arguments, answer in (
         ([], "no run is named; write run=runs/default, say."),
         (["rum=x"], "unknown setting 'rum=x'; write run=FOLDER or output=FILE. Did you mean 'run'?"),
+        (["run="], "run= names nothing; write run=runs/default"),
         ([str(tmp_path / "none")], "is no folder"),
         ([str(one), f"output={tmp_path / 'no' / 'x.html'}"], "cannot be written: No such file or directory"),
     ):
