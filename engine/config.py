@@ -210,7 +210,9 @@ class MonitorConfig:
     console: str = "auto"  # auto | rich | plain | off
     wandb: str = "off"  # off | auto (online when logged in, else offline) | offline | online
     wandb_project: str = "trimaran"
+    tensorboard: bool = False  # also write TensorBoard's event files, into tensorboard/ of the run folder
     peak_tflops: float = 0.0  # of one device, for MFU; 0: known from the device's name, else FLOP/s only
+    pipeline_interval: int = 100  # steps between those whose pipeline actions are timed, for the report; 0: none
 
 
 @dataclass

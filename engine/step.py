@@ -30,6 +30,7 @@ from engine.parallel.linear import TensorParallel
 from engine.parallel.pipeline.executor import Executor
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build, forward_only
+from engine.parallel.pipeline.stopwatch import Stopwatch
 from engine.parallel.sharding import EMBEDDING, VECTOR, Piece
 from engine.stability.signals import NO_LIMITS, Limits
 
@@ -99,6 +100,7 @@ class Stepper:
         self.clipping = clipping(config.optim, list(sizes), device.torch_device)
         self._step, self._loss_factor, self._loss_scale = 0, self._scalar(1.0), self._scalar(1.0)
         self._executors: dict[tuple[int, int, bool], Executor] = {}
+        self.stopwatch = Stopwatch(device)  # of the pipeline's actions
 
     def _build_chunks(self, vocab: int) -> list[Chunk]:
         """Build my chunks: virtual stage v = chunk * pp + stage, in model order."""
@@ -248,6 +250,7 @@ class Stepper:
                 stage=self.mesh.pp.rank, stages=stages, chunks=[partial(self._forward, chunk) for chunk in self.chunks],
                 schedule=schedule, activation_group=activations, gradient_group=gradients,
                 rank_of=self.mesh.pp.ranks.__getitem__, shape=shape, dtype=self.dtype, device=self.device.torch_device,
+                stopwatch=self.stopwatch,
             )  # fmt: skip
             self._executors[(len(batches), samples, train)] = found
         return found

@@ -30,7 +30,9 @@ from engine.guard import Guard, signals_of
 from engine.mesh import Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
+from engine.monitor.metrics import ERROR, INFO, WARN
 from engine.monitor.monitor import Monitor
+from engine.monitor.pipeline_times import PipelineTimes
 from engine.ops import backend
 from engine.optim.schedules import global_batch, learning_rate, plan
 from engine.parallel.drift import drifted_ranks
@@ -103,6 +105,7 @@ class Trainer:
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
+        self.times = PipelineTimes(self.folder, self.mesh, self.stepper.stopwatch, config.monitor.pipeline_interval)
         self.guard = Guard(config, self.folder, self.mesh, self.monitor.event)
         tokenizer = "tokenizer.json" if self.data.tokenizer_file else None
         self.states = States(
@@ -187,7 +190,7 @@ class Trainer:
             if action.kind == STOP:
                 self.states.give_up(action)
             if action.kind == LOWER:
-                self.monitor.event(f"step {action.step}: {action.reason}: {_lowered(action)}")
+                self.monitor.event(f"step {action.step}: {action.reason}: {_lowered(action)}", WARN)
                 self.guard.commit()
             self._after_step()
             if values.stop:
@@ -214,7 +217,7 @@ class Trainer:
         if action.kind != ROLLBACK:
             states.advance(batch, overflow=not signals.finite)
         if verdict.reason:
-            self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}")
+            self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}", ERROR if action.kind == STOP else INFO)
         consumed = states.consumed if action.kind != ROLLBACK else states.consumed + batch
         self.monitor.log(
             step + 1,
@@ -247,10 +250,12 @@ class Trainer:
             gradients, finding = recheck(first, self.stepper.buckets.fingerprint, execute, mesh.world, mesh.dp)
             if not finding.agree:
                 self.guard.note({"fault": "differs", "step": step, "ranks": list(finding.ranks)})
-                self.monitor.event(f"step {step}: {finding.describe()}")
+                self.monitor.event(f"step {step}: {finding.describe()}", WARN)
             return gradients
 
+        self.times.begin(step)
         gradients = execute()
+        self.times.end(step)
         turn = policy.recheck_interval and step % policy.recheck_interval == 0
         if turn:
             gradients = recheck_now(gradients)
@@ -278,7 +283,8 @@ class Trainer:
         passed = f", passing over {action.stop - action.first} samples" if action.first < action.stop else ""
         lowered = f", {_lowered(action)}" if action.lr_factor < 1 or action.clip_factor < 1 else ""
         self.monitor.event(
-            f"rolled back from step {action.step + 1} to {self.states.step} ({source}), {lost} steps{passed}{lowered}"
+            f"rolled back from step {action.step + 1} to {self.states.step} ({source}), {lost} steps{passed}{lowered}",
+            WARN,
         )
         self.last_equal = self.states.step
         self.monitor.timeline = self.guard.timeline
@@ -302,7 +308,7 @@ class Trainer:
         if verdict is None:
             return False
         action = self.guard.decide(step, verdict, self.states.available)
-        self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}")
+        self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}", ERROR if action.kind == STOP else INFO)
         if action.kind == STOP:
             self.states.give_up(action)
         self._go_back(action)

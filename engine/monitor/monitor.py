@@ -10,9 +10,13 @@ from typing import Protocol
 
 from engine.checkpoint.writer import SaveResult
 from engine.config import Config
+from engine.device import Device, local_rank
 from engine.monitor.console import make_console
 from engine.monitor.jsonl import JsonlSink
-from engine.monitor.metrics import Record
+from engine.monitor.metrics import INFO, WARN, Record
+from engine.monitor.nvml import Nvml
+from engine.monitor.starts import StartsSink
+from engine.monitor.tensorboard_sink import TensorboardSink
 from engine.monitor.wandb_sink import WandbSink
 
 
@@ -23,7 +27,7 @@ class Sink(Protocol):
 
     def log(self, record: Record) -> None: ...
 
-    def event(self, text: str) -> None: ...
+    def event(self, text: str, level: str = INFO) -> None: ...
 
     def close(self) -> None: ...
 
@@ -35,7 +39,9 @@ class Monitor:
         self._sinks: list[Sink] = []
         self._warned = False
         self.timeline = 0  # rollbacks so far
+        self._nvml: Nvml | None = None
         if is_writer:
+            self._nvml = Nvml(Device.pick(config.run.device, local_rank()))
             self._sinks = _make_sinks(config, folder, self.event)
 
     def begin(self, step: int, total: int, timeline: int = 0) -> None:
@@ -50,6 +56,8 @@ class Monitor:
     def log(self, step: int, values: Record) -> None:
         """Send one record, keyed as in `engine.monitor.metrics`; `step` counts the steps made so far."""
         record: Record = {"step": step, "timeline": self.timeline, **values}
+        if self._nvml is not None and "loss" in values:
+            record.update(self._nvml.readings())
         for sink in self._sinks:
             try:
                 sink.log(record)
@@ -79,13 +87,14 @@ class Monitor:
         else:
             self.event(
                 f"step {result.step} was NOT saved: {result.error}; training goes on, and the checkpoint before it "
-                "stays"
+                "stays",
+                WARN,
             )
 
-    def event(self, text: str) -> None:
-        """Show a one-line notice."""
+    def event(self, text: str, level: str = INFO) -> None:
+        """Show a one-line notice. Of level WARN (the run helps itself) or ERROR (it stops) it is also an alert."""
         for sink in self._sinks:
-            sink.event(text)
+            sink.event(text, level)
 
     def close(self) -> None:
         for sink in self._sinks:
@@ -96,7 +105,9 @@ def _make_sinks(config: Config, folder: Path, notify: Callable[[str], None]) -> 
     settings = config.monitor
     console = make_console(settings.console, config.train.log_interval)
     sinks: list[Sink] = [] if console is None else [console]
-    sinks.append(JsonlSink(folder / "metrics.jsonl"))
+    sinks += [JsonlSink(folder / "metrics.jsonl"), StartsSink(folder, config)]
+    if settings.tensorboard:
+        sinks.append(TensorboardSink(folder, notify))
     if settings.wandb != "off":
         about = dataclasses.asdict(config)
         sinks.append(WandbSink(settings.wandb, settings.wandb_project, folder, about, notify))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.monitor.report.pipeline import measured
 from tests.system.runs import corpus, metrics, run, start, step_folder, weights
 
 STEPS = 12
@@ -77,8 +78,12 @@ def test_resume_on_another_layout_is_within_rounding(finished: Path, tmp_path: P
     corpus(tmp_path)
     half = run(tmp_path, *LAYOUT, "train.steps=4", "optim.decay_steps=12")
     assert half.returncode == 0, half.stdout
-    other = run(tmp_path, "parallel.pp=2", "parallel.dp=2", "train.micro_batch=1", *CLIPPING, f"train.steps={STEPS}")
+    other = run(tmp_path, "parallel.pp=2", "parallel.dp=2", "train.micro_batch=1", *CLIPPING, f"train.steps={STEPS}",
+                "monitor.pipeline_interval=1")  # fmt: skip
     assert other.returncode == 0, other.stdout
+    timed = measured(tmp_path / "default")
+    assert timed is not None
+    assert (timed[0], timed[1].stages, timed[1].micros) == (STEPS, 2, 2)
     assert "at step 4" in other.stdout
     equal(step_folder(tmp_path, STEPS), step_folder(finished, STEPS), tolerance=1e-3)
 
