@@ -3,6 +3,8 @@
 #include <ATen/ops/max.h>
 #include <ATen/ops/min.h>
 
+#include <limits>
+
 #include "binding.h"
 #include "checks/key_ranges.h"
 
@@ -52,12 +54,16 @@ trimaran::Rows<typename Stored<T>::type> rows_to(const Tensor& x, int64_t batch,
   return {output<T>(x) + batch * x.stride(0) + head * x.stride(2), x.stride(1)};
 }
 
-// Shares that heads are cut into, so that `threads` get equal work: few, for each copies its keys and values.
+// How many shares to cut heads into, so that `threads` are done soonest. Each copies its head's keys and values, which
+// takes about as long as kCopies queries do.
 int64_t shares_for(int64_t pairs, int64_t queries, int64_t threads) {
-  const int64_t blocks = (queries + trimaran::kQueryBlock - 1) / trimaran::kQueryBlock;
-  int64_t shares = 1;
-  while (pairs * shares % threads != 0 && pairs * shares < 8 * threads) ++shares;
-  return std::max<int64_t>(1, std::min(shares, blocks / 2));
+  constexpr int64_t kCopies = 64;
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t shares = 1; shares <= std::max<int64_t>(1, queries / trimaran::kQueryBlock / 2); ++shares) {
+    const int64_t turns = (pairs * shares + threads - 1) / threads, time = turns * (queries / shares + kCopies);
+    if (time < least) best = shares, least = time;
+  }
+  return best;
 }
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& first,
