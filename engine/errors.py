@@ -27,6 +27,10 @@ class CheckpointError(EngineError):
     """A checkpoint that cannot be written, verified or loaded."""
 
 
+class StabilityStop(EngineError):
+    """The ladder of responses to instability is at its end: a person has to decide."""
+
+
 class LedgerError(EngineError):
     """A ledger that is not what a run wrote."""
 

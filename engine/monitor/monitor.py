@@ -19,7 +19,7 @@ from engine.monitor.wandb_sink import WandbSink
 class Sink(Protocol):
     """Somewhere records go. `begin` comes once, before the first record."""
 
-    def begin(self, step: int, total: int) -> None: ...
+    def begin(self, step: int, total: int, timeline: int = 0) -> None: ...
 
     def log(self, record: Record) -> None: ...
 
@@ -34,17 +34,22 @@ class Monitor:
     def __init__(self, config: Config, folder: Path, *, is_writer: bool) -> None:
         self._sinks: list[Sink] = []
         self._warned = False
+        self.timeline = 0  # rollbacks so far
         if is_writer:
             self._sinks = _make_sinks(config, folder, self.event)
 
-    def begin(self, step: int, total: int) -> None:
-        """Start after `step` steps of `total`; records of later steps from an earlier attempt are forgotten."""
+    def begin(self, step: int, total: int, timeline: int = 0) -> None:
+        """Start after `step` steps of `total`; what an earlier attempt logged of later ones is forgotten.
+
+        Records of steps that a rollback took back are of an earlier timeline, and stay.
+        """
+        self.timeline = timeline
         for sink in self._sinks:
-            sink.begin(step, total)
+            sink.begin(step, total, timeline)
 
     def log(self, step: int, values: Record) -> None:
         """Send one record, keyed as in `engine.monitor.metrics`; `step` counts the steps made so far."""
-        record: Record = {"step": step, **values}
+        record: Record = {"step": step, "timeline": self.timeline, **values}
         for sink in self._sinks:
             try:
                 sink.log(record)
