@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.data.corpus import Skipped, documents, find_files
 from engine.data.preprocess import index_documents
 from engine.data.tokenizer import Tokenizer
-from engine.errors import EngineError, explained
+from engine.errors import explained
+from launch.script import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,16 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-eod", action="store_true", help="do not append the end-of-document token")
     parser.add_argument("--workers", type=int, default=0, help="processes (0: one per core)")
     options = parser.parse_args(arguments)
-    try:
-        with explained(f"{options.output} cannot be written", "make room there, or write another --output"):
-            run(options)
-    except EngineError as error:
-        print(f"trimaran: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
+    with explained(f"{options.output} cannot be written", "make room there, or write another --output"):
+        _index(options)
+
+
+def _index(options: argparse.Namespace) -> None:
     files, skipped = find_files(options.files), Skipped()
 
     tokenizer_file = Path(options.tokenizer)
