@@ -45,7 +45,11 @@ _AT_LEAST: dict[str, int] = {
 }  # fmt: skip
 
 # Beyond, clocks and numbers of bytes overflow, and threads cannot be started.
-_AT_MOST = {"ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024}
+_AT_MOST = {
+    "model.layers": 1e5, "model.hidden": 1e6, "model.heads": 1e5, "model.head_dim": 1e5, "model.ffn": 1e7,
+    "model.vocab_size": 1e8, "model.max_positions": 1e9, "data.seq_len": 1e9, "train.global_batch": 1e9,
+    "ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024,
+}  # fmt: skip
 
 _ABOVE_ZERO = (
     "model.norm_eps", "model.rope_theta", "parallel.bucket_mb", "parallel.timeout_s", "optim.lr", "optim.eps",

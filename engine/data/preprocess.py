@@ -43,7 +43,7 @@ def read_meta(prefix: str | Path) -> IndexMeta | None:
         return None
     try:
         return IndexMeta(**json.loads(path.read_text()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise DataError(f"{path} is garbled; delete it and the corpus beside it, and index again.") from None
 
 

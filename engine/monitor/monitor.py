@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from engine.checkpoint.writer import SaveResult
 from engine.config import Config
+from engine.errors import printable
 from engine.monitor.console import make_console
 from engine.monitor.jsonl import JsonlSink
 from engine.monitor.metrics import Record
@@ -80,11 +82,13 @@ class Monitor:
     def event(self, text: str) -> None:
         """Show a one-line notice."""
         for sink in self._sinks:
-            sink.event(text)
+            with contextlib.suppress(OSError, ValueError):  # a log that is full, a pipe whose reader left
+                sink.event(printable(text))
 
     def close(self) -> None:
         for sink in self._sinks:
-            sink.close()
+            with contextlib.suppress(OSError, ValueError):
+                sink.close()
 
 
 def _make_sinks(config: Config, folder: Path, notify: Callable[[str], None]) -> list[Sink]:

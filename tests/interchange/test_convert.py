@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -191,8 +193,29 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "index leads outside": (lambda out: with_index(out, {NORM: "../part.safetensors"}), "no file of this folder"),
     "index without files": (lambda out: with_index(out, None), "has no weight_map"),
     "index is wrong": (lambda out: with_index(out, {"nothing": "part.safetensors"}), "holds no nothing"),
-    "index names a lost file": (lambda out: with_index(out, {NORM: "lost.safetensors"}), "lost.safetensors cannot be"),
+    "index names a lost file": (lambda out: with_index(out, {NORM: "lost.safetensors"}), "lost.safetensors is missing"),
+    "index names a pipe": (
+        lambda out: (with_index(out, {NORM: "pipe.safetensors"}), os.mkfifo(out / "pipe.safetensors")),
+        "pipe.safetensors is missing, or no plain file",
+    ),
+    "config is a device": (lambda out: linked(out / "config.json", "/dev/zero"), "config.json is no plain file"),
+    "tokenizer is no JSON": (lambda out: linked(out / "tokenizer.json", "/etc/passwd"), "tokenizer.json cannot be read"),
+    "layers without end": (lambda out: in_config(out, n_layer=10**12), r"model.layers=1e\+12 is too large"),
+    "more layers than tensors": (lambda out: in_config(out, n_layer=10**5), "tensors, too few for the 100000 layers"),
+    "width without end": (lambda out: in_config(out, n_embd=10**19), r"model.hidden=1e\+19 is too large"),
+    "not a number": (lambda out: in_config(out, layer_norm_epsilon=math.nan), "model.norm_eps=nan is out of range"),
+    "line end in a key": (lambda out: in_config(out, **{"a\nb\x1b[2J": 1}), r"config.json has a\\nb\\x1b\[2J=1"),
 }
+
+
+def linked(path: Path, target: str) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def in_config(out: Path, **values: Any) -> None:
+    plain = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(plain | values))
 
 
 @pytest.mark.parametrize("what", DAMAGE)
