@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from engine.checkpoint import state
+from engine.checkpoint import resume, state
 from engine.checkpoint.lock import FolderLock
 from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint
 from engine.checkpoint.writer import CheckpointWriter
@@ -175,7 +175,9 @@ class Trainer:
         """Take over weights, and unless this is a new run that only starts from them, everything else too."""
         whole = self._is_own(checkpoint) or self.config.checkpoint.load_optimizer
         whole = whole and not checkpoint.meta.get("weights_only", False)  # an imported model
-        state.expect_model(checkpoint, self.config.model)
+        resume.check_model(checkpoint, self.config, self.data.vocab)
+        for change in resume.check_run(checkpoint, self.config, self.data.contents) if whole else ():
+            self.monitor.event(change)
         state.restore(self.stepper.optimizer, checkpoint, moments=whole)
         if whole:
             meta = checkpoint.meta
@@ -291,6 +293,7 @@ class Trainer:
         meta = {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.data.vocab,
+            "data": self.data.contents,
             "tokenizer": "tokenizer.json" if self.data.tokenizer_file else None,
             "consumed_samples": self.consumed,
             "optimizer_steps": self.stepper.optimizer.step_count.item(),

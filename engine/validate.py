@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.resume import ACCEPTABLE
 from engine.config import Config
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
@@ -77,6 +78,7 @@ def validate(config: Config, world_size: int | None) -> None:
     _check_optim(config)
     _check_precision(config)
     _check_ops(config)
+    _check_checkpoint(config)
     _check_run(config)
 
 
@@ -319,6 +321,15 @@ def _check_ops(config: Config) -> None:
             raise ConfigError(
                 f"ops.overrides.{op}=flash takes heads of up to {LARGEST_HEAD} dimensions, but they have {dim} "
                 f"(model.head_dim, or model.hidden / model.heads); write ops.overrides.{op}=auto."
+            )
+
+
+def _check_checkpoint(config: Config) -> None:
+    for key in config.checkpoint.accept_changes:
+        if key not in ACCEPTABLE:
+            raise ConfigError(
+                f"checkpoint.accept_changes names {key}, which is no change that can be accepted."
+                f"{did_you_mean(key, ACCEPTABLE)}"
             )
 
 
