@@ -100,6 +100,7 @@ class Trainer:
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
+        self.entries = list(state.entries(self.stepper.optimizer))  # once: they are views of the state as it goes on
         precision = config.precision
         is_fp16 = precision.dtype == "fp16"
         self.scaler = LossScaler(
@@ -299,7 +300,7 @@ class Trainer:
             "optimizer_steps": self.stepper.optimizer.step_count.item(),
             "loss_scaler": self.scaler.state(),
         }
-        self.writer.save(self.step, state.entries(self.stepper.optimizer), meta)
+        self.writer.save(self.step, self.entries, meta)
         self.last_save = self.step
 
     def _report_saves(self) -> None:

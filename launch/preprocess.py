@@ -21,10 +21,14 @@ from engine.errors import EngineError, explained
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="text files, .jsonl files, or globs; prefixes to verify")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="text files, .jsonl files, or globs; prefixes to verify"
+    )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--output", metavar="PREFIX", help="write PREFIX.bin, .idx and .meta.json")
-    task.add_argument("--verify", action="store_true", help="check pairs that exist, against --tokenizer if it is given")
+    task.add_argument(
+        "--verify", action="store_true", help="check pairs that exist, against --tokenizer if it is given"
+    )
     parser.add_argument("--tokenizer", default="train", help="a tokenizer.json, or 'train' (default) for a new BPE")
     parser.add_argument("--vocab", type=int, default=32000, help="vocabulary of a trained tokenizer (32000)")
     parser.add_argument("--jsonl-key", default="text", help="field of each JSON line that holds the text (text)")

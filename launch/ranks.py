@@ -188,7 +188,7 @@ def _explain(result: RunResult, stopping: bool) -> int:
     return BUG
 
 
-_HINTS = {
+_HINTS: dict[int, str] = {
     signal.SIGKILL: " (out of memory?)",
     signal.SIGBUS: " (was a corpus or a checkpoint cut off while it was read, or is /dev/shm full?)",
 }

@@ -73,7 +73,7 @@ def _check_progress(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose meta, which comes from its writer as it is, cannot be counted on from."""
     meta = checkpoint.meta
     scaler = meta.get("loss_scaler")
-    numbers = [meta.get("consumed_samples"), meta.get("optimizer_steps")]
+    numbers: list[Any] = [meta.get("consumed_samples"), meta.get("optimizer_steps")]
     numbers += [scaler.get(key) for key in ("scale", "clean_steps")] if isinstance(scaler, dict) else [None]
     if type(numbers[0]) is not int or not all(type(x) in (int, float) and 0 <= x < math.inf for x in numbers):
         raise CheckpointError(f"{checkpoint.path} does not say how far its run was: go on from another checkpoint.")

@@ -163,8 +163,9 @@ def _entries(source: Path, family: Family, config: ModelConfig, shard_bytes: int
     assert config.vocab_size is not None
     weights = StoredWeights(source)
     if config.layers > len(weights.names()):  # before a list of all their tensors is made
-        raise DataError(f"{source} holds {len(weights.names())} tensors, too few for the {config.layers} layers of its "
-                        f"{CONFIG}.")
+        raise DataError(
+            f"{source} holds {len(weights.names())} tensors, too few for the {config.layers} layers of its {CONFIG}."
+        )
     shapes = parameter_shapes(config, config.vocab_size)
     links = [family.link(name) for name in shapes]
     stored = family.full_names(weights.names())

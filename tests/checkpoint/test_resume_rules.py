@@ -115,7 +115,7 @@ def test_all_that_is_wrong_is_told_at_once(checkpoint: Checkpoint) -> None:
 
 
 def test_a_vocabulary_of_another_size_is_another_model(checkpoint: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="model.vocab_size is 320 there and 384 here"):
+    with pytest.raises(CheckpointError, match=r"model.vocab_size is 320 there and 384 here"):
         check_model(checkpoint, Config(), 384)
 
 
@@ -130,8 +130,9 @@ def test_the_rule_names_keys_that_exist() -> None:
     [
         {"config": 3}, {"config": {}}, {"config": {"model": [1]}},
         {"config": {"model": {"kv_heads": None, "heads": 0, "head_dim": None, "hidden": 1}}},
-        {"consumed_samples": -1}, {"consumed_samples": 1.5}, {"consumed_samples": "9"}, {"optimizer_steps": float("nan")},
-        {"optimizer_steps": None}, {"loss_scaler": []}, {"loss_scaler": {"scale": "x"}},
+        {"consumed_samples": -1}, {"consumed_samples": 1.5}, {"consumed_samples": "9"},
+        {"optimizer_steps": float("nan")}, {"optimizer_steps": None}, {"loss_scaler": []},
+        {"loss_scaler": {"scale": "x"}},
     ],
     ids=str,
 )  # fmt: skip
