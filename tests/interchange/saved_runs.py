@@ -74,7 +74,8 @@ def save_run(
         tokenizer.save(folder / "tokenizer.json")
     meta: dict[str, Any] = {
         "config": dataclasses.asdict(Config(model=config, data=DataConfig(seq_len=CONTEXT))), "vocab_size": VOCAB,
-        "tokenizer": tokenizer_name or ("tokenizer.json" if tokenizer else None), "consumed_samples": 56, "optimizer_steps": 7.0,
+        "tokenizer": tokenizer_name or ("tokenizer.json" if tokenizer else None),
+        "consumed_samples": 56, "optimizer_steps": 7.0,
         "loss_scaler": {"scale": 1.0, "clean_steps": 0},
     }  # fmt: skip
     meta["config"]["model"].update(lies or {})
