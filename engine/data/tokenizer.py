@@ -16,7 +16,7 @@ from engine.errors import DataError
 
 _MOST_TOKENS = 1 << 24  # every id up to the highest is a row of the embedding
 _PIECE = 1 << 20  # characters encoded at a time: the backend takes over 100 bytes for each
-_LINE_START = re.compile(r"\n(?=\S)")
+_WORD_START = re.compile(r"(?<=\S)(?= \S)|(?<=\n)(?=\S)")
 EOD = "<|endoftext|>"
 EOD_NAMES = (EOD, "</s>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "[SEP]")
 
@@ -77,7 +77,7 @@ class Tokenizer:
         os.replace(aside, path)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; a long one is cut at line starts, where tokenizers begin a new word anyway."""
+        """Return the ids of `text`; a long one is cut where words begin, as tokenizers do anyway."""
         try:
             parts = (self._backend.encode(piece, add_special_tokens=False).ids for piece in _pieces(text))
             return list(itertools.chain.from_iterable(parts))
@@ -89,11 +89,11 @@ class Tokenizer:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Yield `text` in pieces of `_PIECE` characters, each longer by what is left of its last line."""
+    """Yield `text` in pieces of `_PIECE` characters, each longer by what is left of its last word."""
     start = 0
     while start < len(text):
-        found = _LINE_START.search(text, start + _PIECE)
-        stop = found.end() if found else len(text)
+        found = _WORD_START.search(text, start + _PIECE)
+        stop = found.start() if found else len(text)
         yield text[start:stop]
         start = stop
 

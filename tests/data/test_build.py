@@ -186,7 +186,7 @@ def test_hostile_lines_are_counted_and_left_out(tmp_path: Path) -> None:
 
 def test_long_texts_are_encoded_in_pieces_to_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer.train(TEXTS, 300)
-    long = "\n".join(TEXTS) + "\n\n  wind\n" + "sail" * 50
+    long = "\n".join(TEXTS) + "\n\n  wind\n" + "sail" * 50 + "\n\u6f22 \u5b57  \t x" * 20
     whole = tokenizer.encode(long)
     monkeypatch.setattr("engine.data.tokenizer._PIECE", 40)
     assert tokenizer.encode(long) == whole
