@@ -16,7 +16,7 @@ from engine.errors import DataError
 
 _MOST_TOKENS = 1 << 24  # every id up to the highest is a row of the embedding
 _PIECE = 1 << 20  # characters encoded at a time: the backend takes over 100 bytes for each
-_WORD_START = re.compile(r"(?<=\S)(?= \S)|(?<=\n)(?=\S)")
+_WORD_START = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")  # not in a run of blanks, which may be one token
 EOD = "<|endoftext|>"
 EOD_NAMES = (EOD, "</s>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "[SEP]")
 

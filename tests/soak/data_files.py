@@ -18,10 +18,10 @@ from engine.data.samples import Samples
 from engine.data.split import make_split
 from engine.data.tokenizer import Tokenizer
 from engine.data.verify import verify
-from engine.errors import DataError
 from launch import preprocess
 from tests.data.test_indexed import DOCUMENTS, write_by_hand
 from tests.data.test_verify import TEXTS, VOCAB, flip
+from tests.soak.refusal import refusal, refusal_if_any
 from tests.system.runs import REPO, environment
 
 SEED = 2026
@@ -47,24 +47,24 @@ def flips_in_a_corpus(folder: Path) -> str:
 
 def reading_a_damaged_index(folder: Path) -> str:
     """Without the sums, and without --verify: whatever is met in the middle of a run."""
-    prefix, chance, counts = corpus_of_ours(folder), random.Random(SEED), {"refused": 0, "read": 0}
+    prefix, chance, refused = corpus_of_ours(folder), random.Random(SEED), 0
     meta_path(prefix).unlink()
     path, trials = Path(f"{prefix}.idx"), 200
     for _ in range(trials):
         bits = [chance.randrange(8 * path.stat().st_size) for _ in range(3)]
         for bit in bits:
             flip(path, bit)
-        try:
-            split = make_split(IndexedDataset(prefix), "train", [80, 20, 0], 16)
-            assert split is not None
-            samples = Samples([split], [1.0], 1, VOCAB)
-            assert all(samples[index].window.shape == (17,) for index in range(0, split.samples, 3))
-            counts["read"] += 1
-        except DataError:
-            counts["refused"] += 1
+        refused += refusal_if_any(read_samples, prefix) is not None
         for bit in bits:
             flip(path, bit)
-    return f"{trials} indices with 3 flipped bits: {counts['refused']} refused, {counts['read']} read, no crash"
+    return f"{trials} indices with 3 flipped bits: {refused} refused, {trials - refused} read, no crash"
+
+
+def read_samples(prefix: Path) -> None:
+    split = make_split(IndexedDataset(prefix), "train", [80, 20, 0], 16)
+    assert split is not None
+    samples = Samples([split], [1.0], 1, VOCAB)
+    assert all(samples[index].window.shape == (17,) for index in range(0, split.samples, 3))
 
 
 def cut_pairs(folder: Path) -> str:
@@ -91,13 +91,13 @@ def garbled_tokenizers(folder: Path) -> str:
             path.write_bytes(good[: chance.randrange(len(good))])
         else:
             flip(path, chance.randrange(8 * len(good)))
-        try:
-            tokenizer = Tokenizer.load(path)
-            tokenizer.decode(tokenizer.encode("wind and \0 sail \u6f22"))
-        except DataError as error:
-            assert len(str(error).splitlines()) == 1
-            refused += 1
+        refused += refusal_if_any(use_tokenizer, path) is not None
     return f"{trials} garbled: {refused} refused in one line, {trials - refused} still whole, no crash"
+
+
+def use_tokenizer(path: Path) -> None:
+    tokenizer = Tokenizer.load(path)
+    tokenizer.decode(tokenizer.encode("wind and \0 sail \u6f22"))
 
 
 def hostile_text(folder: Path) -> str:
@@ -162,16 +162,6 @@ def mistakes(folder: Path) -> str:
         f"{len(MISTAKES)} of {len(MISTAKES)} answered in one line that names the key; keys and types within "
         f"{slowest[True]:.1f} s, rules between keys within {slowest[False]:.1f} s"
     )
-
-
-def refusal(body: object, *arguments: object) -> str:
-    """Return the one line with which `body` refuses."""
-    try:
-        body(*arguments)  # type: ignore[operator]
-    except DataError as error:
-        assert len(str(error).splitlines()) == 1
-        return str(error)
-    raise AssertionError("it was taken")
 
 
 CASES = [
