@@ -201,6 +201,7 @@ class CheckpointConfig:
     asynchronous: bool = True  # write in the background
     load: str = "auto"  # auto: newest whole one of the run folder | none | path of a run or checkpoint folder
     load_optimizer: bool = True  # with load=PATH of another run: also moments, step and data position
+    accept_changes: list[str] = field(default_factory=list)  # of train.seed, data.seq_len, data.split, data.paths
 
 
 @dataclass

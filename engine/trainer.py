@@ -110,7 +110,8 @@ class Trainer:
         tokenizer = "tokenizer.json" if self.data.tokenizer_file else None
         self.states = States(
             config, self.folder, self.mesh, self.stepper, self.guard, self.monitor,
-            {"vocab_size": self.data.vocab, "tokenizer": tokenizer, "world": self.mesh.world.size},
+            {"vocab_size": self.data.vocab, "data": self.data.contents, "tokenizer": tokenizer,
+             "world": self.mesh.world.size},
         )  # fmt: skip
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.last_equal = 0  # the newest step at which copies of weights were found to be equal

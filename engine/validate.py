@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.resume import ACCEPTABLE
 from engine.config import Config
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
@@ -51,6 +52,8 @@ _AT_LEAST: dict[str, int] = {
 
 # Beyond, clocks and numbers of bytes overflow, and threads cannot be started.
 _AT_MOST = {
+    "model.layers": 1e5, "model.hidden": 1e6, "model.heads": 1e5, "model.head_dim": 1e5, "model.ffn": 1e7,
+    "model.vocab_size": 1e8, "model.max_positions": 1e9, "data.seq_len": 1e9, "train.global_batch": 1e9,
     "ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024,
     "model.embedding_grad": 1,  # it shrinks
 }  # fmt: skip
@@ -83,6 +86,7 @@ def validate(config: Config, world_size: int | None) -> None:
     _check_precision(config)
     check_policy(config.stability)
     _check_ops(config)
+    _check_checkpoint(config)
     _check_run(config)
 
 
@@ -340,6 +344,15 @@ def _check_ops(config: Config) -> None:
             raise ConfigError(
                 f"ops.overrides.{op}=flash takes heads of up to {LARGEST_HEAD} dimensions, but they have {dim} "
                 f"(model.head_dim, or model.hidden / model.heads); write ops.overrides.{op}=auto."
+            )
+
+
+def _check_checkpoint(config: Config) -> None:
+    for key in config.checkpoint.accept_changes:
+        if key not in ACCEPTABLE:
+            raise ConfigError(
+                f"checkpoint.accept_changes names {key}, which is no change that can be accepted."
+                f"{did_you_mean(key, ACCEPTABLE)}"
             )
 
 

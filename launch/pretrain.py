@@ -12,15 +12,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import Config
 from engine.errors import ConfigError
-from engine.validate import validate
 from launch.rank import is_rank, leave, run_rank
-from launch.ranks import start_ranks
 from launch.settings import repeat_flags, run_with_config
 
 
@@ -39,8 +35,15 @@ def _work(config: Config, overrides: list[str]) -> int:
 
 
 def _launch(config: Config, overrides: list[str]) -> int:
+    # Here, not above: mistakes are answered before what takes a second to load is needed.
+    import torch
+
+    from engine.validate import validate
+
     ranks = ranks_to_start(config, gpus=0 if config.run.device == "cpu" else torch.cuda.device_count())
     validate(config, ranks)
+    from launch.ranks import start_ranks
+
     script = str(Path(__file__).resolve())
     outcome = start_ranks([sys.executable, script, *repeat_flags(sys.argv[1:]), *overrides], ranks)
     if outcome.stopped:

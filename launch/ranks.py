@@ -179,7 +179,7 @@ def _explain(result: RunResult, stopping: bool) -> int:
     elif kind == "exit":
         print(f"trimaran: rank {rank} exited with code {failure.exitcode}.", file=sys.stderr)
     else:
-        hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
+        hint = _HINTS.get(-failure.exitcode, "")
         print(
             f"trimaran: rank {rank} was ended by {failure.signal_name()}{hint}; start the same command again to "
             "continue from the newest checkpoint.",
@@ -187,6 +187,11 @@ def _explain(result: RunResult, stopping: bool) -> int:
         )
     return BUG
 
+
+_HINTS: dict[int, str] = {
+    signal.SIGKILL: " (out of memory?)",
+    signal.SIGBUS: " (was a corpus or a checkpoint cut off while it was read, or is /dev/shm full?)",
+}
 
 # What explains a failed run, best first: `ended` ranks were stopped by the agent after a peer had failed.
 _KINDS = ("user", "bug", "signal", "exit", "echo", "ended")

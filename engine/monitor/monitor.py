@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Protocol
 from engine.checkpoint.writer import SaveResult
 from engine.config import Config
 from engine.device import Device, local_rank
+from engine.errors import printable
 from engine.monitor.console import make_console
 from engine.monitor.jsonl import JsonlSink
 from engine.monitor.metrics import INFO, WARN, Record
@@ -94,11 +96,13 @@ class Monitor:
     def event(self, text: str, level: str = INFO) -> None:
         """Show a one-line notice. Of level WARN (the run helps itself) or ERROR (it stops) it is also an alert."""
         for sink in self._sinks:
-            sink.event(text, level)
+            with contextlib.suppress(OSError, ValueError):  # a log that is full, a pipe whose reader left
+                sink.event(printable(text), level)
 
     def close(self) -> None:
         for sink in self._sinks:
-            sink.close()
+            with contextlib.suppress(OSError, ValueError):
+                sink.close()
 
 
 def _make_sinks(config: Config, folder: Path, notify: Callable[[str], None]) -> list[Sink]:

@@ -65,7 +65,7 @@ class WandbSink:
     def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # it has been seen to leave the process, too
             self._run = None
             self.notify(f"wandb failed and is off for the rest of this run: {type(error).__name__}: {error}")
 

@@ -133,11 +133,17 @@ def test_other_data_does_not_change_the_tokenizer_of_a_run(tmp_path: Path) -> No
     assert run(tmp_path, "train.steps=1").returncode == 0
     new = tmp_path / "new.jsonl"
     new.write_text((tmp_path / "corpus.jsonl").read_text().replace("sail", "otter").replace("the", "wolf"))
-    other = run(tmp_path, "train.steps=2", f"data.paths=[{new}]")
+    accept = "checkpoint.accept_changes=[data.paths]"
+    other = run(tmp_path, "train.steps=2", f"data.paths=[{new}]", accept)
     assert other.returncode == 2
     assert f"write data.tokenizer={tmp_path}/default/tokenizer.json" in other.stdout
-    kept = run(tmp_path, "train.steps=2", f"data.paths=[{new}]", f"data.tokenizer={tmp_path}/default/tokenizer.json")
+    options = ("train.steps=2", f"data.paths=[{new}]", f"data.tokenizer={tmp_path}/default/tokenizer.json")
+    asked = run(tmp_path, *options)
+    assert asked.returncode == 2
+    assert accept in asked.stdout
+    kept = run(tmp_path, *options, accept)
     assert kept.returncode == 0, kept.stdout
+    assert "changed since step 1: data.paths other texts, or shares of them -> these, train.steps 1 -> 2" in kept.stdout
     assert metrics(tmp_path)[-1]["step"] == 2
 
 
