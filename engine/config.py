@@ -176,3 +176,4 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     ops: OpsConfig = field(default_factory=OpsConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    faults: list[Any] = field(default_factory=list)  # rehearsed: {what: kill, rank: 1, step: 7} (engine/faults/plan.py)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from engine.config import Config
 from engine.data.batch import MicroBatch
 from engine.device import DTYPES, Device
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
 from engine.mesh import Mesh
 from engine.models.transformer import Chunk, make_pass
 from engine.ops.philox import make_key
@@ -124,13 +126,17 @@ class Stepper:
             chunk.train()
         self.buckets.start(len(batches))
         losses = self._executor(batches, train=True).run(batches, self._loss_scale)
+        FLIGHT.phase(phases.REDUCE)
         self.buckets.finish()
+        FLIGHT.phase(phases.NORM)
         loss, norm_squared, stops = self._sum_over_world(losses, self.optimizer.norm_squared(), stop)
         norm = norm_squared.sqrt() / loss_scale
         keep = torch.isfinite(norm) & torch.isfinite(loss)
         clip = self.config.optim.clip
         factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else torch.ones_like(norm)
+        FLIGHT.phase(phases.OPTIMIZER)
         self.optimizer.step(lr, (factor / loss_scale).to(self.main_dtype), keep.to(self.main_dtype))
+        FLIGHT.phase(phases.READ)
         return StepResult(loss, norm, keep.to(norm.dtype), stops)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:

@@ -28,6 +28,9 @@ from engine.data.build import build_data
 from engine.data.loader import Loader, validation_batches
 from engine.device import Device, local_rank, set_threads
 from engine.errors import CheckpointError, explained
+from engine.faults.rehearsal import rehearse
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
 from engine.mesh import Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
@@ -93,13 +96,15 @@ class Trainer:
         with self._in_folder():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FolderLock(self.folder) if self.is_writer else None
-        backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
+        self._open_record()
+        backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.data = build_data(
             config.data, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
+        self.data = rehearse(config.faults, self.mesh.world, self.folder, self.stepper, self.data, self.monitor.event)
         precision = config.precision
         is_fp16 = precision.dtype == "fp16"
         self.scaler = LossScaler(
@@ -113,6 +118,15 @@ class Trainer:
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.step, self.consumed = 0, 0
         self.last_save = self.last_saved = -1  # the step of the newest save, and of the newest that succeeded
+
+    def _open_record(self) -> None:
+        """Keep the flight record in the run folder, once the lock says that it is ours."""
+        dist.barrier()
+        world, m = self.mesh.world, self.mesh
+        axes = f"pp={m.pp.size} dp={m.dp.size} cp={m.cp.size} tp={m.tp.size}"
+        failure = FLIGHT.open(self.folder, world.rank, world.size, axes)
+        if failure is not None:
+            self.monitor.event(f"the flight record is kept in memory only: {failure}")
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -231,6 +245,8 @@ class Trainer:
     def _train_step(self, loader: Loader, consumed: int, batch: int, stop: StopRequest) -> bool:
         """Make one step and what is due after it; return whether any rank was asked to stop."""
         begin = time.perf_counter()
+        FLIGHT.begin_step(self.step + 1)
+        FLIGHT.phase(phases.DATA)
         micro_batches = loader.next()
         data_s = time.perf_counter() - begin
         lr = learning_rate(self.step, self.config.optim, self.config.train.steps)
@@ -239,6 +255,7 @@ class Trainer:
         self.scaler.update(overflow=not result.applied)
         self.step, self.consumed = self.step + 1, consumed + batch
         elapsed = time.perf_counter() - begin
+        FLIGHT.phase(phases.LOG)
         tokens = batch * self.config.data.seq_len
         self.monitor.log(
             self.step,
@@ -279,6 +296,7 @@ class Trainer:
         """Score the first samples of the validation part; the same samples on every layout."""
         if self.data.valid is None:
             return
+        FLIGHT.phase(phases.EVAL)
         batches = validation_batches(
             self.data.valid, self.data.collate, self.config.train.eval_samples,
             micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
@@ -288,6 +306,7 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        FLIGHT.phase(phases.SAVE)
         meta = {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.data.vocab,

@@ -14,6 +14,7 @@ import torch
 from engine.config import Config
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
+from engine.faults.plan import read_plan
 from engine.models.registry import ACTIVATIONS, NORMS, POSITIONS
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
@@ -74,6 +75,7 @@ def validate(config: Config, world_size: int | None) -> None:
     _check_precision(config)
     _check_ops(config)
     _check_run(config)
+    read_plan(config.faults, world_size)
 
 
 def resolve_dp(config: Config, world_size: int) -> int:

@@ -24,6 +24,8 @@ from engine.checkpoint.entry import Entry
 from engine.checkpoint.exchange import Exchange
 from engine.checkpoint.shard import Shard, Snapshot
 from engine.errors import CheckpointError
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
 
 _CLOSE_S = 30.0
 
@@ -147,6 +149,7 @@ class CheckpointWriter:
         seconds = time.perf_counter() - job.begin
         stall_s = job.stall_s if self._asynchronous else seconds
         path = folders.step_path(self._folder, job.step)
+        FLIGHT.background(phases.SAVE_DONE, job.step)
         self._results.append(SaveResult(job.step, verdict.ok, verdict.error, verdict.bytes, seconds, stall_s, path))
 
     def _write(self, job: _Job) -> dict[str, Any]:
@@ -157,6 +160,7 @@ class CheckpointWriter:
             self._exchange.await_open()
             aside = folders.aside_path(self._folder, job.step)
             aside.mkdir(parents=True, exist_ok=True)
+            FLIGHT.background(phases.SAVE_SHARD, job.step)
             return self._snapshot.write(aside / folders.shard_name(self._rank)).to_plain()
         except Exception as error:
             return {"fault": self._describe(error)}
@@ -175,6 +179,7 @@ class CheckpointWriter:
             return _Verdict(False, str(error) if isinstance(error, CheckpointError) else self._describe(error), 0)
         size = sum(file.size for file in manifest.files.values())
         try:
+            FLIGHT.background(phases.SAVE_PRUNE, job.step)
             folders.prune(self._folder, job.step, self._keep_last, self._keep_every)
         except OSError as error:
             return _Verdict(True, f"older checkpoints could not be removed: {self._describe(error)}", size)
