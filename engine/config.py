@@ -76,7 +76,7 @@ class ParallelConfig:
     recompute: str = "none"  # none | selective | full
     bucket_mb: float = 25.0  # size of a gradient bucket, MiB of main gradient
     overlap: bool = True  # reduce gradients while the backward pass runs
-    timeout_s: float = 600.0  # how long a collective may wait for its peers
+    timeout_s: float = 600.0  # how long a collective may wait for its peers, and any part of a step may take
 
 
 @dataclass
@@ -160,6 +160,7 @@ class RunConfig:
     name: str = "default"  # this run's folder below root; starting it again resumes it
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # torch threads per rank; 0: cores / ranks on this node
+    max_restarts: int = 3  # times that all ranks are started again after one died or hung, while that brings progress
 
 
 @dataclass

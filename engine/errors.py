@@ -31,6 +31,10 @@ class LedgerError(EngineError):
     """A ledger that is not what a run wrote."""
 
 
+class RunStopped(EngineError):
+    """A run that should not go on as it is: the end of the stability ladder."""
+
+
 class DiskError(EngineError):
     """A file or folder that the operating system refuses to read or write."""
 

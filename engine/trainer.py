@@ -30,8 +30,10 @@ from engine.device import Device, local_rank, set_threads
 from engine.errors import CheckpointError, explained
 from engine.faults.rehearsal import rehearse
 from engine.flight import phases
+from engine.flight.failures import HANG, Hang, describe_hang, kind_of
 from engine.flight.recorder import FLIGHT
-from engine.mesh import Mesh, join_world
+from engine.flight.watchdog import OnHang, Watchdog, dump_stacks
+from engine.mesh import HANG_GRACE_S, Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
 from engine.monitor.monitor import Monitor
@@ -43,17 +45,23 @@ from engine.step import Stepper
 from engine.validate import resolve_dp, validate
 
 
-def train(config: Config) -> int:
-    """Run this rank's part of the training to its end; return the exit code (0 also when asked to stop)."""
+def train(config: Config, on_hang: OnHang = lambda text: os._exit(1)) -> int:
+    """Run this rank's part of the training to its end; return the exit code (0 also when asked to stop).
+
+    `on_hang` must end the process; it gets one line when the training of this rank stands still.
+    """
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     set_threads(config.run.threads, ranks_here)
     device = Device.pick(config.run.device, local_rank())
     join_world(device, config.parallel.timeout_s)
     try:
         with StopRequest() as stop:
-            trainer = Trainer(config, device)
+            trainer = Trainer(config, device, on_hang)
             try:
                 return trainer.fit(stop)
+            except Exception as error:
+                trainer.blame(error)
+                raise
             finally:
                 trainer.close()
     finally:
@@ -61,14 +69,14 @@ def train(config: Config) -> int:
 
 
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM: finish the step, save, leave. A second Ctrl-C ends the process at once."""
+    """Set by Ctrl-C, SIGTERM or SIGUSR1: finish the step, save, leave. A second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._old[number] = signal.signal(number, self._note)
         return self
 
@@ -85,7 +93,7 @@ class StopRequest:
 class Trainer:
     """A run in progress on this rank."""
 
-    def __init__(self, config: Config, device: Device) -> None:
+    def __init__(self, config: Config, device: Device, on_hang: OnHang) -> None:
         validate(config, dist.get_world_size())
         self.config, self.device = config, device
         parallel = config.parallel
@@ -97,7 +105,7 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FolderLock(self.folder) if self.is_writer else None
         self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
-        self._open_record()
+        self.watchdog = self._open_record(on_hang)
         backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.data = build_data(
             config.data, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
@@ -119,7 +127,7 @@ class Trainer:
         self.step, self.consumed = 0, 0
         self.last_save = self.last_saved = -1  # the step of the newest save, and of the newest that succeeded
 
-    def _open_record(self) -> None:
+    def _open_record(self, on_hang: OnHang) -> Watchdog:
         """Keep the flight record in the run folder, once the lock says that it is ours."""
         dist.barrier()
         world, m = self.mesh.world, self.mesh
@@ -127,6 +135,10 @@ class Trainer:
         failure = FLIGHT.open(self.folder, world.rank, world.size, axes)
         if failure is not None:
             self.monitor.event(f"the flight record is kept in memory only: {failure}")
+        # With gloo, those who wait in a collective should fail first: that says who is to blame. NCCL's own end of a
+        # late collective says nothing, and comes later (engine.mesh).
+        limit_s = self.config.parallel.timeout_s + (0.0 if self.device.is_cuda else HANG_GRACE_S)
+        return Watchdog(self.folder, world.rank, limit_s, on_hang)
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -224,12 +236,14 @@ class Trainer:
         with self._in_folder():
             self.monitor.begin(self.step, config.train.steps)
         loader = self._loader()
+        FLIGHT.is_patient = False
         try:
             for consumed, batch in plan(self.consumed, config.train.steps - self.step, config.train):
                 if self._train_step(loader, consumed, batch, stop):
                     self.monitor.event(f"asked to stop: saving step {self.step} and leaving")
                     break
         finally:
+            FLIGHT.is_patient = True
             loader.close()
         if self.last_save != self.step:
             self._save()
@@ -329,8 +343,17 @@ class Trainer:
         all_reduce(vote, self.mesh.world, MIN)
         return bool(vote.item())
 
+    def blame(self, error: Exception) -> None:
+        """Raise Hang in place of a time-out of torch's, which does not say who kept the others waiting."""
+        if kind_of(error) == HANG:
+            text = describe_hang(self.folder)
+            dump_stacks(self.folder)
+            raise Hang(text) from error
+
     def close(self) -> None:
         self.writer.close()
         self.monitor.close()
+        FLIGHT.listener = None
+        self.watchdog.close()
         if self.lock is not None:
             self.lock.release()

@@ -43,6 +43,7 @@ _AT_LEAST: dict[str, int] = {
     "train.eval_samples": 1, "train.log_interval": 1,
     "checkpoint.interval": 0, "checkpoint.keep_last": 1, "checkpoint.keep_every": 0,
     "monitor.peak_tflops": 0, "ops.head_block_mb": 0, "run.threads": 0,
+    "run.max_restarts": 0,
 }  # fmt: skip
 
 # Beyond, clocks and numbers of bytes overflow, and threads cannot be started.

@@ -64,7 +64,7 @@ class Recorder:
         self.step, self.phase_name, self.phase_since = 0, START, time.monotonic()
         self.progress, self.waited_s = 0, 0.0
         self.listener: Listener | None = None
-        self.limit_s: float | None = None  # how long the progress may stand still; None: nobody looks
+        self.is_patient = True  # a stretch that may take long, as starting and waiting for the last save do
         self._numbers = itertools.count(1)
 
     # -- where it is kept ------------------------------------------------------------------------------------
