@@ -140,6 +140,7 @@ class MonitorConfig:
     console: str = "auto"  # auto | rich | plain | off
     wandb: str = "off"  # off | auto (online when logged in, else offline) | offline | online
     wandb_project: str = "trimaran"
+    straggler_factor: float = 2.0  # warn of a rank that works this many times as long as the others; 0: never
     peak_tflops: float = 0.0  # of one device, for MFU; 0: known from the device's name, else FLOP/s only
 
 

@@ -18,6 +18,7 @@ from engine.data.batch import MicroBatch
 from engine.device import DTYPES, Device
 from engine.flight import phases
 from engine.flight.recorder import FLIGHT
+from engine.flight.stragglers import BusyClock
 from engine.mesh import Mesh
 from engine.models.transformer import Chunk, make_pass
 from engine.ops.philox import make_key
@@ -38,18 +39,20 @@ class StepResult:
 
     `loss` is the mean over the unmasked tokens of the global batch, `grad_norm` the global norm before clipping,
     `applied` 1 when the update was made and 0 when non-finite gradients made every rank skip it; `stop` counts
-    the ranks that were asked to stop.
+    the ranks that were asked to stop; `busy_s` [world] is how long each rank worked since the step before.
     """
 
     loss: Tensor
     grad_norm: Tensor
     applied: Tensor
     stop: Tensor
+    busy_s: Tensor
 
     def read(self) -> StepValues:
         """Bring everything to the host: the one synchronisation of a step."""
-        loss, norm, applied, stop = torch.stack([self.loss, self.grad_norm, self.applied, self.stop]).tolist()
-        return StepValues(loss, norm, bool(applied), bool(stop))
+        values = torch.stack([self.loss, self.grad_norm, self.applied, self.stop])
+        loss, norm, applied, stop, *busy = torch.cat([values, self.busy_s]).tolist()
+        return StepValues(loss, norm, bool(applied), bool(stop), tuple(busy))
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class StepValues:
     grad_norm: float
     applied: bool
     stop: bool
+    busy_s: tuple[float, ...]
 
 
 class Stepper:
@@ -76,6 +80,7 @@ class Stepper:
         self.optimizer = ShardedAdamW(self.buckets, _adamw_settings(config))
         self._step, self._loss_factor, self._loss_scale = 0, self._scalar(1.0), self._scalar(1.0)
         self._executors: dict[tuple[int, int, bool], Executor] = {}
+        self.clock = BusyClock(device)
 
     def _build_chunks(self, vocab: int) -> list[Chunk]:
         """Build my chunks: virtual stage v = chunk * pp + stage, in model order."""
@@ -129,7 +134,7 @@ class Stepper:
         FLIGHT.phase(phases.REDUCE)
         self.buckets.finish()
         FLIGHT.phase(phases.NORM)
-        loss, norm_squared, stops = self._sum_over_world(losses, self.optimizer.norm_squared(), stop)
+        loss, norm_squared, stops, busy = self._sum_over_world(losses, self.optimizer.norm_squared(), stop)
         norm = norm_squared.sqrt() / loss_scale
         keep = torch.isfinite(norm) & torch.isfinite(loss)
         clip = self.config.optim.clip
@@ -137,7 +142,7 @@ class Stepper:
         FLIGHT.phase(phases.OPTIMIZER)
         self.optimizer.step(lr, (factor / loss_scale).to(self.main_dtype), keep.to(self.main_dtype))
         FLIGHT.phase(phases.READ)
-        return StepResult(loss, norm, keep.to(norm.dtype), stops)
+        return StepResult(loss, norm, keep.to(norm.dtype), stops, busy)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Return the mean loss over the unmasked tokens of all replicas' `micro_batches`, without training."""
@@ -161,19 +166,25 @@ class Stepper:
         return 1.0 / total.clamp(min=1.0)  # a batch without any token to learn from has a loss of 0
 
     def _sum_over_world(self, losses: list[Tensor], norm_squared: Tensor, stop: bool) -> tuple[Tensor, ...]:
-        """Add up losses (held by the last stage, equal over tp), squared norms and votes to stop, in float64."""
+        """Add up losses (held by the last stage, equal over tp), squared norms and votes to stop, in float64.
+
+        The fourth tensor [world] is the time that each rank was busy since the call before.
+        """
         loss = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
         if self.mesh.is_last_stage and self.mesh.tp.is_first:
             loss = torch.stack(losses).sum(dtype=torch.float64)
         votes = torch.full_like(loss, float(stop))
-        sums = torch.stack([loss, norm_squared.double(), votes])
+        busy = torch.zeros(self.mesh.world.size, dtype=torch.float64, device=loss.device)
+        busy[self.mesh.world.rank].fill_(self.clock.lap())  # a fill, not a copy from the host: nothing waits
+        sums = torch.cat([torch.stack([loss, norm_squared.double(), votes]), busy])
         all_reduce(sums, self.mesh.world)
-        return sums.unbind()
+        return *sums[:3].unbind(), sums[3:]
 
     def _forward(self, chunk: Chunk, hidden_bsh: Tensor | None, micro: MicroBatch) -> Tensor:
         """Run one chunk; the last one returns its micro-batch's share of the global mean loss."""
         ctx = make_pass(micro, self._dropout_key() if chunk.training else None)
-        out = chunk(hidden_bsh, micro.tokens_bs, ctx)
+        with self.clock.work():
+            out = chunk(hidden_bsh, micro.tokens_bs, ctx)
         if not chunk.is_last:
             return out
         return chunk.loss(out, micro.labels_bs, Share(micro.loss_mask_bs, self._loss_factor, self._loss_scale))

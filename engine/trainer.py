@@ -32,6 +32,7 @@ from engine.faults.rehearsal import rehearse
 from engine.flight import phases
 from engine.flight.failures import HANG, Hang, describe_hang, kind_of
 from engine.flight.recorder import FLIGHT
+from engine.flight.stragglers import Stragglers
 from engine.flight.watchdog import OnHang, Watchdog, dump_stacks
 from engine.mesh import HANG_GRACE_S, Mesh, join_world
 from engine.models.transformer import count_parameters
@@ -124,6 +125,7 @@ class Trainer:
             keep_every=config.checkpoint.keep_every, asynchronous=config.checkpoint.asynchronous,
         )  # fmt: skip
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
+        self.stragglers = Stragglers(config.monitor.straggler_factor)
         self.step, self.consumed = 0, 0
         self.last_save = self.last_saved = -1  # the step of the newest save, and of the newest that succeeded
 
@@ -234,7 +236,7 @@ class Trainer:
             self.monitor.event(f"nothing left to do: step {self.step} of {config.train.steps} is done")
             return 0
         with self._in_folder():
-            self.monitor.begin(self.step, config.train.steps)
+            self.monitor.begin(self.step, config.train.steps, FLIGHT.born)
         loader = self._loader()
         FLIGHT.is_patient = False
         try:
@@ -254,6 +256,8 @@ class Trainer:
                 f"The last step, {self.step}, could not be saved (see above); make room in {self.folder} and start "
                 "the same command again to repeat the steps after the newest checkpoint."
             )
+        self.monitor.end(self.step)
+        FLIGHT.phase(phases.END)
         return 0
 
     def _train_step(self, loader: Loader, consumed: int, batch: int, stop: StopRequest) -> bool:
@@ -270,6 +274,9 @@ class Trainer:
         self.step, self.consumed = self.step + 1, consumed + batch
         elapsed = time.perf_counter() - begin
         FLIGHT.phase(phases.LOG)
+        slow = self.stragglers.observe(result.busy_s)
+        if slow is not None:
+            self.monitor.event(slow)
         tokens = batch * self.config.data.seq_len
         self.monitor.log(
             self.step,
@@ -311,11 +318,13 @@ class Trainer:
         if self.data.valid is None:
             return
         FLIGHT.phase(phases.EVAL)
+        begin = time.perf_counter()
         batches = validation_batches(
             self.data.valid, self.data.collate, self.config.train.eval_samples,
             micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
         )  # fmt: skip
-        self.monitor.log_validation(self.step, self.stepper.evaluate(batches).item())
+        loss = self.stepper.evaluate(batches).item()
+        self.monitor.log_validation(self.step, loss, time.perf_counter() - begin)
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ _AT_LEAST: dict[str, int] = {
     "train.steps": 1, "train.micro_batch": 1, "train.global_batch": 1, "train.eval_interval": 0,
     "train.eval_samples": 1, "train.log_interval": 1,
     "checkpoint.interval": 0, "checkpoint.keep_last": 1, "checkpoint.keep_every": 0,
-    "monitor.peak_tflops": 0, "ops.head_block_mb": 0, "run.threads": 0,
+    "monitor.peak_tflops": 0, "monitor.straggler_factor": 0, "ops.head_block_mb": 0, "run.threads": 0,
     "run.max_restarts": 0,
 }  # fmt: skip
 

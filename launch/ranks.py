@@ -33,6 +33,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from engine.checkpoint.folder import saved_steps
 from engine.flight.failures import HANG as HANG_KIND
 from engine.flight.reader import read_records
+from engine.monitor import attempts
 from launch.codes import BUG, DONE, INTERRUPTED, RESTARTABLE, UNFINISHED
 from launch.explain import explain
 from launch.rank import LAUNCHER
@@ -72,6 +73,8 @@ def start_ranks(command: list[str], count: int, folder: Path | None = None, max_
             code = _run_once(command, count, folder, seen)
             if code not in RESTARTABLE or seen.stop:
                 break
+            if folder is not None:
+                attempts.note(folder, "failed", code=code)
             reached = _progress(folder)
             stuck = 0 if reached > furthest else stuck + 1
             furthest = max(furthest, reached)

@@ -56,13 +56,15 @@ class Recorder:
     """The record of one process. Before `open`, and where no file can be made, it is kept in memory only.
 
     `step` counts from 1, as the console does: the step that is being made. `progress` grows with every entry: a rank
-    whose progress stands still is stuck. `waited_s` is the time that the training spent waiting for collectives.
+    whose progress stands still is stuck. `waited_s` is the time that the training spent waiting for collectives,
+    `born` when this process began, in seconds since 1970.
     """
 
     def __init__(self) -> None:
         self._page: bytearray | mmap.mmap = bytearray((b" " * (ROW - 1) + b"\n") * (_FIRST + RING))
         self.step, self.phase_name, self.phase_since = 0, START, time.monotonic()
         self.progress, self.waited_s = 0, 0.0
+        self.born = time.time()
         self.listener: Listener | None = None
         self.is_patient = True  # a stretch that may take long, as starting and waiting for the last save do
         self._numbers = itertools.count(1)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from engine.checkpoint.writer import SaveResult
 from engine.config import Config
+from engine.monitor import attempts
 from engine.monitor.console import make_console
+from engine.monitor.goodput import Account
 from engine.monitor.jsonl import JsonlSink
 from engine.monitor.metrics import Record
 from engine.monitor.wandb_sink import WandbSink
@@ -34,17 +37,45 @@ class Monitor:
     def __init__(self, config: Config, folder: Path, *, is_writer: bool) -> None:
         self._sinks: list[Sink] = []
         self._warned = False
+        self._folder, self._account = folder, Account()
         if is_writer:
             self._sinks = _make_sinks(config, folder, self.event)
 
-    def begin(self, step: int, total: int) -> None:
-        """Start after `step` steps of `total`; records of later steps from an earlier attempt are forgotten."""
+    def begin(self, step: int, total: int, born: float | None = None) -> None:
+        """Start after `step` steps of `total`; records of later steps from an earlier attempt are forgotten.
+
+        `born` is when this process began, in seconds since 1970; None: just now.
+        """
+        if self._sinks:
+            attempts.note(self._folder, "start", time=born or time.time())
+            attempts.begin(self._folder, step)
         for sink in self._sinks:
             sink.begin(step, total)
+        if self._sinks:
+            self._account = attempts.read_account(self._folder)
+
+    def rewind(self, step: int) -> None:
+        """Forget the records of steps after `step`, which a rollback gives up; their time is booked as lost to it."""
+        for sink in self._sinks:
+            if isinstance(sink, JsonlSink):
+                attempts.note(self._folder, "lost", cause="rollback", seconds=attempts.time_after(self._folder, step))
+                sink.close()
+                sink.begin(step, 0)
+                self._account = attempts.read_account(self._folder)
+
+    def end(self, step: int) -> None:
+        """Note that the training came to its end, or to where it was asked to stop, and say where the time went."""
+        if self._sinks:
+            attempts.note(self._folder, "end", step=step)
+            self.event(attempts.read_account(self._folder).describe())
 
     def log(self, step: int, values: Record) -> None:
         """Send one record, keyed as in `engine.monitor.metrics`; `step` counts the steps made so far."""
         record: Record = {"step": step, **values}
+        self._account.add(record)
+        if "loss" in record:
+            self._account.until = time.time()
+            record["goodput"] = self._account.goodput
         for sink in self._sinks:
             try:
                 sink.log(record)
@@ -53,10 +84,10 @@ class Monitor:
                     self._warned = True
                     self.event(f"metrics are being lost: {error}")
 
-    def log_validation(self, step: int, loss: float) -> None:
-        """Record a validation: its mean loss, and the perplexity that follows."""
+    def log_validation(self, step: int, loss: float, seconds: float) -> None:
+        """Record a validation: its mean loss, the perplexity that follows, and the time it took."""
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        self.log(step, {"valid_loss": loss, "valid_perplexity": perplexity})
+        self.log(step, {"valid_loss": loss, "valid_perplexity": perplexity, "valid_time_s": seconds})
 
     def saved(self, result: SaveResult) -> None:
         """Record a checkpoint that is whole on disk; tell what went wrong with it, or with pruning after it."""

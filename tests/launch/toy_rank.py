@@ -45,6 +45,7 @@ def fail_beside_a_peer(what: str, rank: int) -> int:
         if what == "killed" or (what == "killed-once" and attempt() == 0):
             os.kill(os.getpid(), signal.SIGKILL)
     dist.all_reduce(torch.ones(1))
+    dist.destroy_process_group()
     return 0
 
 
