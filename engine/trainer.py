@@ -30,7 +30,7 @@ from engine.device import Device, local_rank, set_threads
 from engine.errors import CheckpointError, explained
 from engine.faults.rehearsal import rehearse
 from engine.flight import phases
-from engine.flight.failures import HANG, Hang, describe_hang, kind_of
+from engine.flight.failures import ECHO, HANG, Hang, describe_hang, kind_of
 from engine.flight.recorder import FLIGHT
 from engine.flight.stragglers import Stragglers
 from engine.flight.watchdog import OnHang, Watchdog, dump_stacks
@@ -44,6 +44,8 @@ from engine.optim.schedules import learning_rate, plan
 from engine.parallel.collectives import MIN, all_reduce
 from engine.step import Stepper
 from engine.validate import resolve_dp, validate
+
+LOST_PEER_S = 3.0
 
 
 def train(config: Config, on_hang: OnHang = lambda text: os._exit(1)) -> int:
@@ -127,6 +129,7 @@ class Trainer:
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.stragglers = Stragglers(config.monitor.straggler_factor)
         self.step, self.consumed = 0, 0
+        self.lost_peer = False
         self.last_save = self.last_saved = -1  # the step of the newest save, and of the newest that succeeded
 
     def _open_record(self, on_hang: OnHang) -> Watchdog:
@@ -354,13 +357,15 @@ class Trainer:
 
     def blame(self, error: Exception) -> None:
         """Raise Hang in place of a time-out of torch's, which does not say who kept the others waiting."""
+        self.lost_peer = kind_of(error) in (ECHO, HANG)
         if kind_of(error) == HANG:
             text = describe_hang(self.folder)
             dump_stacks(self.folder)
             raise Hang(text) from error
 
     def close(self) -> None:
-        self.writer.close()
+        # A save that only rank 0 has to commit takes a moment; one that needs a lost rank will never end.
+        self.writer.close(LOST_PEER_S if self.lost_peer else 30.0)
         self.monitor.close()
         FLIGHT.listener = None
         self.watchdog.close()

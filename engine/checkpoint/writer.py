@@ -27,8 +27,6 @@ from engine.errors import CheckpointError
 from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 
-_CLOSE_S = 30.0
-
 
 @dataclass(frozen=True)
 class SaveResult:
@@ -125,10 +123,10 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def close(self) -> None:
+    def close(self, patience_s: float = 30.0) -> None:
         """Let a running save end, but not for long: another rank may be gone. Call `wait` first to be sure."""
         if self._thread is not None:
-            self._thread.join(_CLOSE_S)
+            self._thread.join(patience_s)
         self._exchange.close()
         if self._thread is not None:
             self._thread.join(1.0)
