@@ -1,0 +1,1 @@
+"""What takes minutes to hours to prove: started by `make soak`, not by `make test`."""
