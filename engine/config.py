@@ -55,6 +55,7 @@ class DataConfig:
     workers: int = 0  # preprocessing processes; 0: one per core
     seq_len: int = 256  # tokens per sample
     split: list[float] = field(default_factory=lambda: [969, 30, 1])  # train, valid, test shares of the documents
+    skip: list[Any] = field(default_factory=list)  # [first, stop) ranges of the sample order that are passed over
     document_mask: bool = False  # attention does not cross document boundaries
     position_reset: bool = False  # positions restart at each document (needs document_mask)
     eod_loss: bool = True  # count the loss of predicting across the end-of-document token
@@ -122,6 +123,61 @@ class TrainConfig:
 
 
 @dataclass
+class StabilityConfig:
+    """Watch the steps; skip an update, roll back, lower the rate, stop (`conf/stability/`). Steps are trained steps."""
+
+    watch: bool = True  # false: only non-finite steps are skipped, nothing else is watched or done
+    # -- detectors
+    window: int = 128  # accepted steps that say what is normal
+    warm: int = 64  # of them, how many must be known before a step is judged
+    z: float = 8.0  # an outlier is this many robust standard deviations above normal ...
+    z_row: float = 5.0  # ... or, where `alarms` steps in a row are, this many ...
+    loss_excess: float = 0.1  # ... and, so that quiet curves do not alarm, its loss at least this many nats above ...
+    norm_ratio: float = 2.0  # ... or its gradient norm this many times the normal one
+    alarms: int = 3  # outliers or non-finite steps ...
+    span: int = 8  # ... within this many steps make a spike, which is rolled back
+    nonfinite_streak: int = 2  # non-finite steps in a row that are rolled back
+    overflow_streak: int = 12  # the same for overflows under a dynamic loss scale (fp16)
+    slow_span: int = 200  # steps over which the loss is smoothed to see it diverge slowly
+    slow_margin: float = 0.3  # nats above its best at which the smoothed loss ...
+    slow_patience: int = 200  # ... for this many steps is rolled back
+    settle: int = 16  # steps after which the level of a spike that came back after a rollback is accepted
+    hold_start: int = 16  # first steps of a run that are neither judged nor learned from
+    hold_warmup: int = 16  # the same where a learning-rate warm-up begins later on
+    hold_rollback: int = 8  # the same after a rollback
+    # -- level 0: the update is not made
+    skip_update: bool = True  # of an outlier; a non-finite step's never is
+    # -- levels 1 and 2: back to a good state, past the data
+    rollback: bool = True
+    skip: str = "drop"  # data passed over are dropped, or put off to the end of the planned run: drop | defer
+    skip_before: int = 10  # steps of data before the onset that are passed over too
+    skip_least: int = 50  # fewest steps of data passed over (more for spikes longer than half of it); 0: none
+    min_rewind: int = 50  # steps that the state rolled back to must be older than the onset, unless it is the start
+    same_place: int = 128  # onsets at most this many steps apart are one place: go further back, pass over more
+    widen: float = 2.0  # how much more data each further try at a place passes over
+    cooldown: int = 20  # steps after a rollback before a spike may be rolled back again; non-finite steps always are
+    # -- level 3: a lower learning rate, tighter clipping
+    lower_after: int = 2  # rollbacks at a place before the next one lowers the rate as well; 0: every one does
+    lr_factor: float = 0.5  # by which it is lowered; 1: never
+    lr_hold: int | None = 500  # steps it stays lowered; null: to the end
+    lr_rewarm: int = 200  # steps over which it then rises back to the schedule
+    clip_factor: float = 1.0  # by which the clipping norm is lowered for as long; 1: not at all
+    # -- level 4: stop and explain
+    tries: int = 3  # rollbacks at one place, at most
+    budget: int = 10  # rollbacks of the whole run, at most
+    budget_span: int = 1000  # and within the last so many steps ...
+    budget_in_span: int = 5  # ... this many
+    # -- machines that compute wrongly
+    rerun: bool = True  # compute a step that would be skipped once more: another result is a machine's fault
+    recheck_interval: int = 0  # steps between healthy ones that are computed twice as well; 0: none
+    drift_interval: int = 100  # steps between comparisons of weights that several ranks hold copies of; 0: none
+    # -- states to go back to, besides checkpoints
+    healthy_after: int = 16  # steps without trouble that must have followed a state
+    snapshot_interval: int = 25  # steps between states kept in host memory
+    snapshot_mb: float = 1024.0  # of host memory that each rank gives them, MiB; 0: none are kept
+
+
+@dataclass
 class CheckpointConfig:
     """What is saved, when, and what is kept (`conf/checkpoint/`)."""
 
@@ -174,6 +230,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     ops: OpsConfig = field(default_factory=OpsConfig)

@@ -27,12 +27,12 @@ class CheckpointError(EngineError):
     """A checkpoint that cannot be written, verified or loaded."""
 
 
+class StabilityStop(EngineError):
+    """The ladder of responses to instability is at its end: a person has to decide."""
+
+
 class LedgerError(EngineError):
     """A ledger that is not what a run wrote."""
-
-
-class RunStopped(EngineError):
-    """A run that should not go on as it is: the end of the stability ladder."""
 
 
 class DiskError(EngineError):

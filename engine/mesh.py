@@ -57,6 +57,7 @@ class Mesh:
     """
 
     def __init__(self, *, pp: int, dp: int, cp: int, tp: int, device: Device) -> None:
+        self.device = device
         world, rank = dist.get_world_size(), dist.get_rank()
         if pp * dp * cp * tp != world:
             raise ConfigError(

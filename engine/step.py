@@ -31,6 +31,7 @@ from engine.parallel.pipeline.executor import Executor
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build, forward_only
 from engine.parallel.sharding import EMBEDDING, VECTOR, Piece
+from engine.stability.signals import NO_LIMITS, Limits
 
 
 @dataclass
@@ -38,8 +39,9 @@ class StepResult:
     """What a step tells, equal on every rank (0-dim tensors on the device, not yet read).
 
     `loss` is the mean over the unmasked tokens of the global batch, `grad_norm` the global norm before clipping,
-    `applied` 1 when the update was made and 0 when non-finite gradients made every rank skip it; `stop` counts
-    the ranks that were asked to stop; `busy_s` [world] is how long each rank worked since the step before.
+    `applied` 1 when the update was made and 0 when every rank skipped it, since something was not finite or beyond
+    the limits; `stop` counts the ranks that were asked to stop; `busy_s` [world] is how long each rank worked since
+    the step before.
     """
 
     loss: Tensor
@@ -64,6 +66,22 @@ class StepValues:
     applied: bool
     stop: bool
     busy_s: tuple[float, ...]
+
+
+@dataclass
+class Gradients:
+    """What a forward and backward pass over a global batch left: numbers here, the gradients in the buckets.
+
+    0-dim float64 tensors on the device, equal on every rank: the loss, the global gradient norm before clipping, and
+    the number of ranks that were asked to stop; [world] the time that each rank worked since the last such pass;
+    `loss_scale` is what the gradients are still multiplied by.
+    """
+
+    loss: Tensor
+    norm: Tensor
+    stops: Tensor
+    busy_s: Tensor
+    loss_scale: float
 
 
 class Stepper:
@@ -117,7 +135,8 @@ class Stepper:
         )  # fmt: skip
 
     def initialise(self) -> None:
-        """Draw all weights: the same numbers in every layout."""
+        """Draw all weights, the same numbers in every layout, and forget all moments."""
+        self.optimizer.forget()
         draw = partial(Piece.draw, seed=self.config.train.seed, dtype=self.main_dtype, device=self.device.torch_device)
         self.optimizer.set_masters(lambda piece: draw(piece))
 
@@ -125,6 +144,12 @@ class Stepper:
         self, step: int, micro_batches: list[MicroBatch], lr: float, loss_scale: float = 1.0, stop: bool = False
     ) -> StepResult:
         """Train on one global batch, of which `micro_batches` are this replica's part; `stop` is my vote to end."""
+        return self.update(self.gradients(step, micro_batches, loss_scale, stop), lr)
+
+    def gradients(
+        self, step: int, micro_batches: list[MicroBatch], loss_scale: float = 1.0, stop: bool = False
+    ) -> Gradients:
+        """Run forward and backward passes and reduce their gradients; weights stay as they are."""
         batches = [micro.to(self.device.torch_device) for micro in micro_batches]
         self._step, self._loss_factor, self._loss_scale = step, self._token_share(batches), self._scalar(loss_scale)
         for chunk in self.chunks:
@@ -135,14 +160,20 @@ class Stepper:
         self.buckets.finish()
         FLIGHT.phase(phases.NORM)
         loss, norm_squared, stops, busy = self._sum_over_world(losses, self.optimizer.norm_squared(), stop)
-        norm = norm_squared.sqrt() / loss_scale
-        keep = torch.isfinite(norm) & torch.isfinite(loss)
-        clip = self.config.optim.clip
+        return Gradients(loss, norm_squared.sqrt() / loss_scale, stops, busy, loss_scale)
+
+    def update(
+        self, gradients: Gradients, lr: float, limits: Limits = NO_LIMITS, clip_factor: float = 1.0
+    ) -> StepResult:
+        """Update the weights with the gradients in the buckets, unless they are not finite or beyond `limits`."""
+        loss, norm = gradients.loss, gradients.norm
+        keep = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limits.loss) & (norm <= limits.grad_norm)
+        clip = self.config.optim.clip * clip_factor
         factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else torch.ones_like(norm)
         FLIGHT.phase(phases.OPTIMIZER)
-        self.optimizer.step(lr, (factor / loss_scale).to(self.main_dtype), keep.to(self.main_dtype))
+        self.optimizer.step(lr, (factor / gradients.loss_scale).to(self.main_dtype), keep.to(self.main_dtype))
         FLIGHT.phase(phases.READ)
-        return StepResult(loss, norm, keep.to(norm.dtype), stops, busy)
+        return StepResult(loss, norm, keep.to(norm.dtype), gradients.stops, gradients.busy_s)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Return the mean loss over the unmasked tokens of all replicas' `micro_batches`, without training."""

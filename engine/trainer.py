@@ -1,12 +1,12 @@
 """Train: build everything a run needs, then loop. Reads top to bottom.
 
-A run is a pure function of its configuration and corpus: starting it again in the same run folder continues
+A run is a pure function of its configuration, corpus and ledger: starting it again in the same run folder continues
 from the newest whole checkpoint, on whatever layout it is given now.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -16,14 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from engine.checkpoint import state
 from engine.checkpoint.lock import FolderLock
-from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint
-from engine.checkpoint.writer import CheckpointWriter
+from engine.checkpoint.reader import Checkpoint
 from engine.config import Config
+from engine.data.batch import MicroBatch
 from engine.data.build import build_data
 from engine.data.loader import Loader, validation_batches
 from engine.device import Device, local_rank, set_threads
@@ -34,21 +32,31 @@ from engine.flight.failures import ECHO, HANG, Hang, describe_hang, kind_of
 from engine.flight.recorder import FLIGHT
 from engine.flight.stragglers import Stragglers
 from engine.flight.watchdog import OnHang, Watchdog, dump_stacks
+from engine.guard import Guard, signals_of
 from engine.mesh import HANG_GRACE_S, Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
 from engine.monitor.monitor import Monitor
 from engine.ops import backend
-from engine.optim.scaler import LossScaler
-from engine.optim.schedules import learning_rate, plan
-from engine.parallel.collectives import MIN, all_reduce
-from engine.step import Stepper
+from engine.optim.schedules import global_batch, learning_rate, plan
+from engine.parallel.drift import drifted_ranks
+from engine.recheck import recheck
+from engine.stability.actions import LOWER, ROLLBACK, STOP, Action
+from engine.stability.signals import DRIFT, Verdict
+from engine.stability.signals import ROLLBACK as GO_BACK
+from engine.states import States
+from engine.step import Gradients, Stepper, StepValues
 from engine.validate import resolve_dp, validate
 
-LOST_PEER_S = 3.0
+_LOST_PEER_S = 3.0
 
 
-def train(config: Config, on_hang: OnHang = lambda text: os._exit(1)) -> int:
+def _leave(text: str) -> None:
+    """End a rank that hangs, where nobody is told why."""
+    os._exit(1)
+
+
+def train(config: Config, on_hang: OnHang = _leave) -> int:
     """Run this rank's part of the training to its end; return the exit code (0 also when asked to stop).
 
     `on_hang` must end the process; it gets one line when the training of this rank stands still.
@@ -96,7 +104,7 @@ class StopRequest:
 class Trainer:
     """A run in progress on this rank."""
 
-    def __init__(self, config: Config, device: Device, on_hang: OnHang) -> None:
+    def __init__(self, config: Config, device: Device, on_hang: OnHang = _leave) -> None:
         validate(config, dist.get_world_size())
         self.config, self.device = config, device
         parallel = config.parallel
@@ -116,21 +124,16 @@ class Trainer:
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
         self.data = rehearse(config.faults, self.mesh.world, self.folder, self.stepper, self.data, self.monitor.event)
-        precision = config.precision
-        is_fp16 = precision.dtype == "fp16"
-        self.scaler = LossScaler(
-            precision.loss_scale if is_fp16 else 1.0, is_fp16, precision.loss_scale_window, precision.min_loss_scale
-        )
-        self.writer = CheckpointWriter(
-            self.folder / "checkpoints", rank=self.mesh.world.rank, world=self.mesh.world.size,
-            store=dist.distributed_c10d._get_default_store(), keep_last=config.checkpoint.keep_last,
-            keep_every=config.checkpoint.keep_every, asynchronous=config.checkpoint.asynchronous,
+        self.guard = Guard(config, self.folder, self.mesh, self.monitor.event)
+        tokenizer = "tokenizer.json" if self.data.tokenizer_file else None
+        self.states = States(
+            config, self.folder, self.mesh, self.stepper, self.guard, self.monitor,
+            {"vocab_size": self.data.vocab, "tokenizer": tokenizer},
         )  # fmt: skip
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.stragglers = Stragglers(config.monitor.straggler_factor)
-        self.step, self.consumed = 0, 0
         self.lost_peer = False
-        self.last_save = self.last_saved = -1  # the step of the newest save, and of the newest that succeeded
+        self.last_equal = 0  # the newest step at which copies of weights were found to be equal
 
     def _open_record(self, on_hang: OnHang) -> Watchdog:
         """Keep the flight record in the run folder, once the lock says that it is ours."""
@@ -149,11 +152,8 @@ class Trainer:
 
     def start(self) -> None:
         """Load the newest checkpoint or draw fresh weights, and say what is about to run."""
-        checkpoint = self._find_checkpoint()
-        if checkpoint is None:
-            self.stepper.initialise()
-        else:
-            self._restore(checkpoint)
+        checkpoint = self.states.begin()
+        self.last_equal = self.states.step
         if self.is_writer and self.data.tokenizer_file is not None:
             with self._in_folder():
                 self._keep_tokenizer(self.data.tokenizer_file, continues=checkpoint is not None)
@@ -176,48 +176,6 @@ class Trainer:
             f"the run folder {self.folder} cannot be written", "make room there, or write another run.name or run.root"
         )
 
-    def _find_checkpoint(self) -> Checkpoint | None:
-        own = find_checkpoint(
-            self.folder / "checkpoints", rank=self.mesh.world.rank, world=self.mesh.world.size, agree=self._all_agree
-        )
-        for warning in own.warnings if own is not None else []:
-            self.monitor.event(warning)
-        load = self.config.checkpoint.load
-        if load == "none":
-            if own is not None:
-                raise CheckpointError(
-                    f"{self.folder} already holds step {own.step}; checkpoint.load=none would overwrite it. "
-                    "Write another run.name, or checkpoint.load=auto to continue."
-                )
-            return None
-        if own is not None or load == "auto":
-            return own
-        path = Path(load)
-        if (path / "manifest.json").exists():
-            return open_checkpoint(path)
-        found = find_checkpoint(
-            path / "checkpoints", rank=self.mesh.world.rank, world=self.mesh.world.size, agree=self._all_agree
-        )
-        if found is None:
-            raise CheckpointError(f"checkpoint.load={load} is neither a checkpoint nor a run folder that holds one.")
-        return found
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        """Take over weights, and unless this is a new run that only starts from them, everything else too."""
-        whole = self._is_own(checkpoint) or self.config.checkpoint.load_optimizer
-        whole = whole and not checkpoint.meta.get("weights_only", False)  # an imported model
-        state.expect_model(checkpoint, self.config.model)
-        state.restore(self.stepper.optimizer, checkpoint, moments=whole)
-        if whole:
-            meta = checkpoint.meta
-            self.step, self.consumed = checkpoint.step, int(meta["consumed_samples"])
-            self.stepper.optimizer.step_count.fill_(float(meta["optimizer_steps"]))
-            self.scaler.load(meta["loss_scaler"])
-            self.last_save = self.last_saved = checkpoint.step if self._is_own(checkpoint) else -1
-
-    def _is_own(self, checkpoint: Checkpoint) -> bool:
-        return checkpoint.path.parent.resolve() == (self.folder / "checkpoints").resolve()
-
     def _introduce(self, checkpoint: Checkpoint | None) -> None:
         config, parameters = self.config, count_parameters(self.config.model, self.data.vocab)
         self.monitor.event(f"run folder {self.folder}")
@@ -226,94 +184,182 @@ class Trainer:
         self.monitor.event(f"data {self.data.summary}")
         for line in backend.describe(self.device.torch_device.type, self.stepper.dtype):
             self.monitor.event(line)
+        self.monitor.event(self.guard.describe(self.states.memory))
         if checkpoint is not None:
-            self.monitor.event(f"continuing from {checkpoint.path} at step {self.step}")
+            self.monitor.event(f"continuing from {checkpoint.path} at step {self.states.step}")
 
     # -- loop ----------------------------------------------------------------------------------------------
 
     def fit(self, stop: StopRequest) -> int:
-        """Train until train.steps, validating and saving on the way; return 0."""
+        """Train until train.steps, validating, saving and, where need be, going back on the way; return 0."""
         self.start()
-        config = self.config
-        if self.step >= config.train.steps:
-            self.monitor.event(f"nothing left to do: step {self.step} of {config.train.steps} is done")
+        states, steps = self.states, self.config.train.steps
+        if states.step >= steps:
+            self.monitor.event(f"nothing left to do: step {states.step} of {steps} is done")
             return 0
         with self._in_folder():
-            self.monitor.begin(self.step, config.train.steps, FLIGHT.born)
-        loader = self._loader()
-        FLIGHT.is_patient = False
-        try:
-            for consumed, batch in plan(self.consumed, config.train.steps - self.step, config.train):
-                if self._train_step(loader, consumed, batch, stop):
-                    self.monitor.event(f"asked to stop: saving step {self.step} and leaving")
-                    break
-        finally:
-            FLIGHT.is_patient = True
-            loader.close()
-        if self.last_save != self.step:
-            self._save()
-        self.writer.wait()
-        self._report_saves()
-        if self.last_saved != self.step:
-            raise CheckpointError(
-                f"The last step, {self.step}, could not be saved (see above); make room in {self.folder} and start "
-                "the same command again to repeat the steps after the newest checkpoint."
-            )
-        self.monitor.end(self.step)
+            self.monitor.begin(states.step, steps, self.guard.timeline, FLIGHT.born)
+        asked = False
+        while states.step < steps and not asked:
+            loader = self._loader()
+            FLIGHT.is_patient = False
+            try:
+                asked = self._train_until_turned_back(loader, stop)
+            finally:
+                FLIGHT.is_patient = True
+                loader.close()
+        if asked:
+            self.monitor.event(f"asked to stop: saving step {states.step} and leaving")
+        states.finish()
+        self.monitor.end(states.step)
         FLIGHT.phase(phases.END)
         return 0
 
-    def _train_step(self, loader: Loader, consumed: int, batch: int, stop: StopRequest) -> bool:
-        """Make one step and what is due after it; return whether any rank was asked to stop."""
+    def _train_until_turned_back(self, loader: Loader, stop: StopRequest) -> bool:
+        """Make the steps that are left; end after a rollback, whose data come in another order, or when asked to."""
+        while self.states.step < self.config.train.steps:
+            if self._turned_back_for_drift():
+                return False
+            values, action = self._train_step(loader, stop)
+            if action.kind == ROLLBACK:
+                self._go_back(action)
+                return False
+            if action.kind == STOP:
+                self.states.give_up(action)
+            if action.kind == LOWER:
+                self.monitor.event(f"step {action.step}: {action.reason}: {_lowered(action)}")
+                self.guard.commit()
+            self._after_step()
+            if values.stop:
+                return True
+        return False
+
+    def _train_step(self, loader: Loader, stop: StopRequest) -> tuple[StepValues, Action]:
+        """Make one step; return its numbers and what they lead to, which is on record but not carried out."""
         begin = time.perf_counter()
-        FLIGHT.begin_step(self.step + 1)
+        states, config = self.states, self.config
+        FLIGHT.begin_step(states.step + 1)
         FLIGHT.phase(phases.DATA)
-        micro_batches = loader.next()
+        micro_batches, step = loader.next(), states.step
         data_s = time.perf_counter() - begin
-        lr = learning_rate(self.step, self.config.optim, self.config.train.steps)
-        scale = self.scaler.scale
-        result = self.stepper.run(self.step, micro_batches, lr, scale, stop.asked).read()
-        self.scaler.update(overflow=not result.applied)
-        self.step, self.consumed = self.step + 1, consumed + batch
-        elapsed = time.perf_counter() - begin
+        self.guard.begin(step)
+        rate, clip = self.guard.factors(step)
+        lr = rate * learning_rate(step, config.optim, config.train.steps)
+        values = self._compute(micro_batches, lr, clip, stop)
         FLIGHT.phase(phases.LOG)
-        slow = self.stragglers.observe(result.busy_s)
+        slow = self.stragglers.observe(values.busy_s)
         if slow is not None:
             self.monitor.event(slow)
-        tokens = batch * self.config.data.seq_len
+        signals = signals_of(step, values.loss, values.grad_norm, scaled=states.scaler.dynamic)
+        verdict = self.guard.watch.observe(signals)
+        if verdict.kind == GO_BACK:  # before data are blamed
+            verdict = self._find_drift() or verdict
+        action = self.guard.decide(step, verdict, states.available)
+        elapsed, scale = time.perf_counter() - begin, states.scaler.scale
+        batch = global_batch(states.consumed, config.train)
+        if action.kind != ROLLBACK:
+            states.advance(batch, overflow=not signals.finite)
+        if verdict.reason:
+            self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}")
+        consumed = states.consumed if action.kind != ROLLBACK else states.consumed + batch
         self.monitor.log(
-            self.step,
+            step + 1,
             {
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
+                "loss": values.loss,
+                "grad_norm": values.grad_norm,
                 "lr": lr,
                 "loss_scale": scale,
-                "skipped": int(not result.applied),
+                "skipped": int(not values.applied),
                 "batch_size": batch,
-                "consumed_samples": self.consumed,
-                "consumed_tokens": self.consumed * self.config.data.seq_len,
+                "consumed_samples": consumed,
+                "consumed_tokens": consumed * config.data.seq_len,
                 "step_time_s": elapsed,
                 "data_time_s": data_s,
-                **self.flops.rates(tokens, elapsed, self.mesh.world.size),
+                **self.flops.rates(batch * config.data.seq_len, elapsed, self.mesh.world.size),
                 "memory_gib": self.device.peak_memory() / 2**30,
             },
         )
+        return values, action
+
+    def _compute(self, micro_batches: list[MicroBatch], lr: float, clip: float, stop: StopRequest) -> StepValues:
+        """Run the step, twice where it is suspicious or its turn has come: bits that differ are a machine's fault."""
+        step, policy, limits, mesh = self.states.step, self.config.stability, self.guard.limits(), self.mesh
+        scale = self.states.scaler.scale
+
+        def execute() -> Gradients:
+            return self.stepper.gradients(step, micro_batches, scale, stop.asked)
+
+        def recheck_now(first: Gradients) -> Gradients:
+            gradients, finding = recheck(first, self.stepper.buckets.fingerprint, execute, mesh.world, mesh.dp)
+            if not finding.agree:
+                self.guard.note({"fault": "differs", "step": step, "ranks": list(finding.ranks)})
+                self.monitor.event(f"step {step}: {finding.describe()}")
+            return gradients
+
+        gradients = execute()
+        turn = policy.recheck_interval and step % policy.recheck_interval == 0
+        if turn:
+            gradients = recheck_now(gradients)
+        values = self.stepper.update(gradients, lr, limits, clip).read()
+        overflowed = self.states.scaler.dynamic and math.isfinite(values.loss) and not math.isfinite(values.grad_norm)
+        if values.applied or turn or not (policy.watch and policy.rerun) or overflowed:
+            return values
+        return self.stepper.update(recheck_now(gradients), lr, limits, clip).read()
+
+    def _after_step(self) -> None:
         if self._due(self.config.train.eval_interval):
             self._evaluate()
         if self._due(self.config.checkpoint.interval):
-            self._save()
-        self._report_saves()
-        return result.stop
+            self.states.save()
+        self.states.keep()
+        self.states.report_saves()
 
     def _due(self, interval: int) -> bool:
-        return self.step == self.config.train.steps or (interval > 0 and self.step % interval == 0)
+        step = self.states.step
+        return step == self.config.train.steps or (interval > 0 and step % interval == 0)
+
+    def _go_back(self, action: Action) -> None:
+        lost = self.states.step + 1 - action.to
+        source = self.states.go_back(action)
+        passed = f", passing over {action.stop - action.first} samples" if action.first < action.stop else ""
+        lowered = f", {_lowered(action)}" if action.lr_factor < 1 or action.clip_factor < 1 else ""
+        self.monitor.event(
+            f"rolled back from step {action.step + 1} to {self.states.step} ({source}), {lost} steps{passed}{lowered}"
+        )
+        self.last_equal = self.states.step
+        self.monitor.timeline = self.guard.timeline
+
+    def _find_drift(self) -> Verdict | None:
+        """Compare copies of weights; where they differ, return the verdict that goes back to when they did not."""
+        weights = [weight for chunk in self.stepper.chunks for weight in chunk.parameters()]
+        ranks = drifted_ranks(weights, self.mesh) if self.config.stability.drift_interval else ()
+        if not ranks:
+            self.last_equal = self.states.step
+            return None
+        who = " and ".join(f"rank {rank}" for rank in ranks)
+        return Verdict(GO_BACK, DRIFT, self.last_equal, f"{who} hold other copies of weights than their peers")
+
+    def _turned_back_for_drift(self) -> bool:
+        """Look for drift when it is due, and go back if there is any."""
+        step, policy = self.states.step, self.config.stability
+        if not (policy.watch and policy.drift_interval) or step % policy.drift_interval or step == self.last_equal:
+            return False
+        verdict = self._find_drift()
+        if verdict is None:
+            return False
+        action = self.guard.decide(step, verdict, self.states.available)
+        self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}")
+        if action.kind == STOP:
+            self.states.give_up(action)
+        self._go_back(action)
+        return True
 
     def _loader(self) -> Loader:
-        config = self.config
+        config, states = self.config, self.states
         return Loader(
-            self.data.train, self.data.collate, plan(self.consumed, config.train.steps - self.step, config.train),
+            self.data.train, self.data.collate, plan(states.consumed, config.train.steps - states.step, config.train),
             micro_batch=config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
-            prefetch=config.data.prefetch,
+            prefetch=config.data.prefetch, position=self.guard.skips.position,
         )  # fmt: skip
 
     def _evaluate(self) -> None:
@@ -327,33 +373,7 @@ class Trainer:
             micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
         )  # fmt: skip
         loss = self.stepper.evaluate(batches).item()
-        self.monitor.log_validation(self.step, loss, time.perf_counter() - begin)
-
-    # -- checkpoints ---------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        FLIGHT.phase(phases.SAVE)
-        meta = {
-            "config": dataclasses.asdict(self.config),
-            "vocab_size": self.data.vocab,
-            "tokenizer": "tokenizer.json" if self.data.tokenizer_file else None,
-            "consumed_samples": self.consumed,
-            "optimizer_steps": self.stepper.optimizer.step_count.item(),
-            "loss_scaler": self.scaler.state(),
-        }
-        self.writer.save(self.step, state.entries(self.stepper.optimizer), meta)
-        self.last_save = self.step
-
-    def _report_saves(self) -> None:
-        for result in self.writer.poll():
-            self.monitor.saved(result)
-            if result.ok:
-                self.last_saved = result.step
-
-    def _all_agree(self, mine: bool) -> bool:
-        vote = torch.tensor(int(mine), device=self.device.torch_device)
-        all_reduce(vote, self.mesh.world, MIN)
-        return bool(vote.item())
+        self.monitor.log_validation(self.states.step, loss, time.perf_counter() - begin)
 
     def blame(self, error: Exception) -> None:
         """Raise Hang in place of a time-out of torch's, which does not say who kept the others waiting."""
@@ -365,9 +385,16 @@ class Trainer:
 
     def close(self) -> None:
         # A save that only rank 0 has to commit takes a moment; one that needs a lost rank will never end.
-        self.writer.close(LOST_PEER_S if self.lost_peer else 30.0)
+        self.states.close(_LOST_PEER_S if self.lost_peer else 30.0)
+        self.guard.close()
         self.monitor.close()
         FLIGHT.listener = None
         self.watchdog.close()
         if self.lock is not None:
             self.lock.release()
+
+
+def _lowered(action: Action) -> str:
+    until = "" if action.hold is None else f" for {action.hold} steps"
+    tighter = f", clipping by {action.clip_factor:g}" if action.clip_factor < 1 else ""
+    return f"the learning rate multiplied by {action.lr_factor:g}{tighter}{until}"

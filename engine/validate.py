@@ -20,6 +20,7 @@ from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build
+from engine.stability.policy import check_policy
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "data.format": ("auto", "builtin", "text", "jsonl", "megatron"),
@@ -74,6 +75,7 @@ def validate(config: Config, world_size: int | None) -> None:
     _check_data(config)
     _check_optim(config)
     _check_precision(config)
+    check_policy(config.stability)
     _check_ops(config)
     _check_run(config)
     read_plan(config.faults, world_size)
@@ -263,6 +265,14 @@ def _check_data(config: Config) -> None:
             f"data.split={d.split} must be the shares of train, valid and test, the first above 0; write "
             "data.split=[969,30,1]."
         )
+    for piece in d.skip:
+        if not (isinstance(piece, list) and len(piece) == 2 and all(type(end) is int for end in piece)):
+            raise ConfigError(f"data.skip: {piece!r} is not a range; write data.skip=[[FIRST,STOP],...] in samples.")
+        if not 0 <= piece[0] < piece[1]:
+            raise ConfigError(
+                f"data.skip: [{piece[0]},{piece[1]}] holds no samples; write the first "
+                "one, then one more than the last."
+            )
 
 
 def _check_optim(config: Config) -> None:

@@ -1,8 +1,8 @@
 """The folder of a run's checkpoints: how they are named, committed, replaced, pruned and tidied.
 
 `step_00000100` is whole, `step_00000100.tmp` is being written, `step_00000100.replaced` is an older one of the
-same step that is about to go. Only renames turn one into another, so a crash at any moment leaves either the
-old checkpoint or the new one.
+same step that is about to go, `step_00000100.abandoned` is of steps that the run went back from. Only renames turn
+one into another, so a crash at any moment leaves either the old checkpoint or the new one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 
 _WHOLE = re.compile(r"step_(\d{8,18})")
-_TMP, _REPLACED = ".tmp", ".replaced"
+_TMP, _REPLACED, _ABANDONED = ".tmp", ".replaced", ".abandoned"
 
 
 def step_path(folder: Path, step: int) -> Path:
@@ -88,12 +88,36 @@ def commit(folder: Path, manifest: Manifest) -> Path:
     return whole
 
 
+def abandon(folder: Path, after: int) -> list[int]:
+    """Set aside the checkpoints of steps later than `after`, which nobody continues from; return their steps.
+
+    They stay until the run has saved a later step again (`prune`). Once returned, this outlives a crash.
+    """
+    steps = [step for step in saved_steps(folder) if step > after]
+    for step in steps:
+        whole = step_path(folder, step)
+        aside = whole.with_name(whole.name + _ABANDONED)
+        shutil.rmtree(aside, ignore_errors=True)
+        whole.rename(aside)
+    if steps:
+        fsync_folder(folder)
+    return steps
+
+
+def _drop_abandoned(folder: Path, newest: int) -> None:
+    for path in folder.glob(f"step_*{_ABANDONED}"):
+        match = _WHOLE.fullmatch(path.name.removesuffix(_ABANDONED))
+        if match and int(match[1]) <= newest:
+            shutil.rmtree(path)
+
+
 def prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
     """Remove checkpoints of steps before `newest`, which is known to be good, that need not be kept.
 
     Steps after `newest` are of a run that was continued from before them, damaged most likely: they are neither
     counted as good ones nor touched.
     """
+    _drop_abandoned(folder, newest)
     older = [step for step in saved_steps(folder) if step < newest]
     for step in older[max(keep_last, 1) - 1 :]:
         if not keep_every or step % keep_every:

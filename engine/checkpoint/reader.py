@@ -151,6 +151,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest of a checkpoint, without a look at its other files; None where it is damaged."""
+    try:
+        with _open_plain(path / MANIFEST) as opened:
+            return Manifest.decode(opened.read(MAX_BYTES))
+    except (CheckpointError, OSError):
+        return None
+
+
 def _try(
     path: Path, share: slice, step: int | None = None, warnings: Sequence[str] = ()
 ) -> tuple[Checkpoint | None, str | None]:

@@ -1,14 +1,14 @@
 """Global batches for one replica, prepared ahead by a background thread.
 
 Which samples form a global batch depends on how many were consumed before it, never on dp or on the micro-batch
-size: sample i of micro-batch m of replica r is global sample consumed + (m * dp + r) * micro_batch + i.
+size: sample i of micro-batch m of replica r is trained sample consumed + (m * dp + r) * micro_batch + i.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -56,14 +56,30 @@ def _positions(sample: Sample, length: int) -> np.ndarray:
     return np.arange(length) - np.maximum.accumulate(starts)[:length]
 
 
+def in_order(number: int) -> int:
+    """The place in the sample order of the n-th trained sample when nothing is passed over."""
+    return number
+
+
 def replica_batch(
-    samples: Samples, collate: Collator, consumed: int, batch: int, *, micro_batch: int, dp_rank: int, dp: int
+    samples: Samples,
+    collate: Collator,
+    consumed: int,
+    batch: int,
+    *,
+    micro_batch: int,
+    dp_rank: int,
+    dp: int,
+    position: Callable[[int], int] = in_order,
 ) -> list[MicroBatch]:
-    """Return this replica's micro-batches of the global batch that starts at sample `consumed`."""
+    """Return this replica's micro-batches of the global batch that starts at trained sample `consumed`.
+
+    `position(n)` is the place in the sample order of trained sample n (`engine.stability.skips`).
+    """
     micros = []
     for first in range(dp_rank * micro_batch, batch, dp * micro_batch):
         slots = list(range(first, first + micro_batch))
-        micros.append(collate([samples[consumed + slot] for slot in slots], slots))
+        micros.append(collate([samples[position(consumed + slot)] for slot in slots], slots))
     return micros
 
 
@@ -94,9 +110,10 @@ class Loader:
         dp_rank: int,
         dp: int,
         prefetch: int,
+        position: Callable[[int], int] = in_order,
     ) -> None:
         self._prepare = lambda plan: replica_batch(
-            samples, collate, *plan, micro_batch=micro_batch, dp_rank=dp_rank, dp=dp
+            samples, collate, *plan, micro_batch=micro_batch, dp_rank=dp_rank, dp=dp, position=position
         )
         self._plans = iter(plans)
         self._stop = threading.Event()

@@ -42,7 +42,7 @@ class Injector:
         """Do what is due when `phase` of `step` begins."""
         for place, fault in enumerate(self._mine):
             due = fault.where == phase and fault.step <= step < fault.step + fault.steps
-            if due and (place, step) not in self._done:
+            if due and (fault.again or (place, step) not in self._done):
                 self._done.add((place, step))
                 self._strike(fault, step)
 

@@ -54,6 +54,9 @@ class Fault:
     step: int = 1  # the step that is being made; of a save, the step it holds
     steps: int = 1  # this step and the ones after it, so many in all
     phase: str = ""  # of engine.flight.phases; "": the usual one of `what`
+    again: bool = (
+        False  # also when the step is made once more, after a rollback or to compare: data do so, machines not
+    )
     attempt: int | None = 0  # only after so many restarts; null: each time
     seconds: float = 0.0  # how long sleep and hold_gil last; for kill and stop, how long after the phase has begun
     signal: str = "TERM"  # what=signal
@@ -105,11 +108,13 @@ def _read(entry: Any, name: str, world: int | None) -> Fault:
 
 
 def _check_type(name: str, value: Any, type_: str) -> None:
-    wanted = {"int": (int,), "float": (int, float), "str": (str,)}[type_.split(" | ")[0]]
+    wanted = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[type_.split(" | ")[0]]
     if value is None and type_.endswith("None"):
         return
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        words = {"int": "a whole number", "float": "a number", "str": "a word"}[type_.split(" | ")[0]]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        words = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}[
+            type_.split(" | ")[0]
+        ]
         raise ConfigError(f"{name}={value} is not {words}.")
 
 

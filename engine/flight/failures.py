@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from engine.errors import EngineError, RunStopped
+from engine.errors import EngineError, StabilityStop
 from engine.flight.blame import find_culprit
 from engine.flight.reader import read_records
 
@@ -28,7 +28,7 @@ def kind_of(error: Exception) -> str:
 
     text = str(error)
     if isinstance(error, EngineError):
-        return STOP if isinstance(error, RunStopped) else USER
+        return STOP if isinstance(error, StabilityStop) else USER
     if isinstance(error, Hang):
         return HANG
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(phrase in text for phrase in _MEMORY):

@@ -24,18 +24,18 @@ def note(folder: Path, event: str, **values: Any) -> None:
             os.close(file)
 
 
-def begin(folder: Path, step: int) -> None:
-    """Note that training goes on after `step`, before the metrics of later steps are forgotten."""
+def begin(folder: Path, step: int, timeline: int) -> None:
+    """Note that training goes on after `step`, before the metrics of later steps of `timeline` are forgotten."""
     metrics = folder / "metrics.jsonl"
     last = metrics.stat().st_mtime if metrics.exists() else None
-    note(folder, "begin", step=step, last=last, repeated_s=time_after(folder, step))
+    note(folder, "begin", step=step, last=last, repeated_s=_time_after(folder, step, timeline))
 
 
-def time_after(folder: Path, step: int) -> float:
+def _time_after(folder: Path, step: int, timeline: int) -> float:
     """Return the seconds of the steps, and of what came after them, that metrics.jsonl holds beyond `step`."""
     given_up = Account()
     for record in _records(folder / "metrics.jsonl"):
-        if record.get("step", 0) > step:
+        if record.get("step", 0) > step and record.get("timeline", 0) >= timeline:
             given_up.add(record)
     return given_up.useful + sum(given_up.lost.values())
 

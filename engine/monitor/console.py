@@ -31,7 +31,7 @@ class PlainConsole:
         self.log_interval, self.stream = log_interval, stream
         self.clock = Clock()
 
-    def begin(self, step: int, total: int) -> None:
+    def begin(self, step: int, total: int, timeline: int = 0) -> None:
         self.clock.begin(step, total)
 
     def log(self, record: Record) -> None:
@@ -68,7 +68,7 @@ class RichConsole:
         )
         self._task = self.progress.add_task("train", total=1, loss="", numbers="", visible=False)
 
-    def begin(self, step: int, total: int) -> None:
+    def begin(self, step: int, total: int, timeline: int = 0) -> None:
         self.clock.begin(step, total)
         self.progress.update(self._task, completed=step, total=total, visible=True)
         self.progress.start()
@@ -117,7 +117,7 @@ class Clock:
         self.first = self.step = self.total = 0
         self._since: float | None = None
 
-    def begin(self, step: int, total: int) -> None:
+    def begin(self, step: int, total: int, timeline: int = 0) -> None:
         self.first, self.step, self.total, self._since = step, step, total, None
 
     def tick(self, step: int) -> None:

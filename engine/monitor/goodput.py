@@ -6,14 +6,14 @@ was started, from which step it went on, what that repeated, and how it ended. I
     {"event": "start", "time": T}                   a process of ours began; T in seconds since 1970
     {"event": "begin", "time": T, "step": S, "last": L, "repeated_s": R}   training goes on after step S; the attempt
                                                     before wrote its last record at L, R seconds of it are repeated
-    {"event": "lost", "cause": C, "seconds": R}     R seconds of steps were given up within an attempt
     {"event": "failed", "time": T, "code": N}       the launcher saw the ranks end so
     {"event": "end", "time": T, "step": S}          the training came to an end of its own, or as it was asked to
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,15 +91,29 @@ def account(events: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, 
             books.lose("startup", float(event["time"]) - start)
             books.lose("repeated", float(event["repeated_s"]))
             ended = failed = None
-        elif what == "lost":
-            books.lose(event["cause"], float(event["seconds"]))
         elif what == "failed":
             failed = event
         elif what == "end":
             ended = float(event["time"])
-    for record in metrics:
-        books.add(record)
+    for record, kept in _kept(list(metrics)):
+        if kept:
+            books.add(record)
+        else:
+            given_up = Account()
+            given_up.add(record)
+            books.lose("rollback", given_up.useful + sum(given_up.lost.values()))
     return books
+
+
+def _kept(metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], bool]]:
+    """Yield each record, and whether no later timeline went back to before its step."""
+    first: dict[int, float] = {}  # step with which a timeline begins
+    for record in metrics:
+        timeline = int(record.get("timeline", 0))
+        first[timeline] = min(first.get(timeline, math.inf), record.get("step", 0))
+    for record in metrics:
+        later = (step for timeline, step in first.items() if timeline > record.get("timeline", 0))
+        yield record, record.get("step", 0) < min(later, default=math.inf)
 
 
 def _book_death(books: Account, last: float, failed: Mapping[str, Any] | None, start: float) -> None:

@@ -18,9 +18,9 @@ class JsonlSink:
         self.path = path
         self._file: int | None = None
 
-    def begin(self, step: int, total: int) -> None:
-        """Forget what an earlier attempt logged after `step`, so that each step appears once, and open the file."""
-        drop_after(self.path, step)
+    def begin(self, step: int, total: int, timeline: int = 0) -> None:
+        """Forget what an earlier attempt logged after `step`, so that a timeline has each step once; open the file."""
+        drop_after(self.path, step, timeline)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def log(self, record: Record) -> None:
@@ -46,15 +46,19 @@ class JsonlSink:
             self._file = None
 
 
-def drop_after(path: Path, step: int) -> None:
-    """Remove records later than `step` and lines cut off by a crash; atomic, and no write when all may stay."""
+def drop_after(path: Path, step: int, timeline: int = 0) -> None:
+    """Remove records later than `step` of this timeline (the number of rollbacks before them) or a later one.
+
+    Lines that a crash cut off go too. Atomic, and no write when all may stay.
+    """
     if not path.exists():
         return
     aside = path.with_name(path.name + ".tmp")
     dropped = False
     with open(path, "rb") as old, open(aside, "wb") as new:
         for line in old:
-            keep = _step_of(line) <= step
+            found, when = _place_of(line)
+            keep = found <= step or when < timeline
             dropped |= not keep
             if keep:
                 new.write(line)
@@ -66,12 +70,13 @@ def drop_after(path: Path, step: int) -> None:
         aside.unlink()
 
 
-def _step_of(line: bytes) -> float:
-    """Return the step of a line; infinity for a line that is no whole record."""
+def _place_of(line: bytes) -> tuple[float, float]:
+    """Return the step and the timeline of a line; infinities for a line that is no whole record."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if line.endswith(b"\n"):
-            return float(json.loads(line)["step"])
-    return math.inf
+            record = json.loads(line)
+            return float(record["step"]), float(record.get("timeline", math.inf))
+    return math.inf, math.inf
 
 
 def _json_value(value: float | int) -> float | int | None:

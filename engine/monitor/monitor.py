@@ -22,7 +22,7 @@ from engine.monitor.wandb_sink import WandbSink
 class Sink(Protocol):
     """Somewhere records go. `begin` comes once, before the first record."""
 
-    def begin(self, step: int, total: int) -> None: ...
+    def begin(self, step: int, total: int, timeline: int = 0) -> None: ...
 
     def log(self, record: Record) -> None: ...
 
@@ -37,31 +37,28 @@ class Monitor:
     def __init__(self, config: Config, folder: Path, *, is_writer: bool) -> None:
         self._sinks: list[Sink] = []
         self._warned = False
-        self._folder, self._account = folder, Account()
+        self.timeline = 0  # rollbacks so far
+        self._folder, self._account, self._accounted = folder, Account(), 0
         if is_writer:
             self._sinks = _make_sinks(config, folder, self.event)
 
-    def begin(self, step: int, total: int, born: float | None = None) -> None:
-        """Start after `step` steps of `total`; records of later steps from an earlier attempt are forgotten.
+    def begin(self, step: int, total: int, timeline: int = 0, born: float | None = None) -> None:
+        """Start after `step` steps of `total`; what an earlier attempt logged of later ones is forgotten.
 
-        `born` is when this process began, in seconds since 1970; None: just now.
+        Records of steps that a rollback took back are of an earlier timeline, and stay. `born` is when this process
+        began, in seconds since 1970; None: just now.
         """
+        self.timeline = timeline
         if self._sinks:
             attempts.note(self._folder, "start", time=born or time.time())
-            attempts.begin(self._folder, step)
+            attempts.begin(self._folder, step, timeline)
         for sink in self._sinks:
-            sink.begin(step, total)
-        if self._sinks:
-            self._account = attempts.read_account(self._folder)
+            sink.begin(step, total, timeline)
+        self._read_account()
 
-    def rewind(self, step: int) -> None:
-        """Forget the records of steps after `step`, which a rollback gives up; their time is booked as lost to it."""
-        for sink in self._sinks:
-            if isinstance(sink, JsonlSink):
-                attempts.note(self._folder, "lost", cause="rollback", seconds=attempts.time_after(self._folder, step))
-                sink.close()
-                sink.begin(step, 0)
-                self._account = attempts.read_account(self._folder)
+    def _read_account(self) -> None:
+        if self._sinks:
+            self._account, self._accounted = attempts.read_account(self._folder), self.timeline
 
     def end(self, step: int) -> None:
         """Note that the training came to its end, or to where it was asked to stop, and say where the time went."""
@@ -71,7 +68,7 @@ class Monitor:
 
     def log(self, step: int, values: Record) -> None:
         """Send one record, keyed as in `engine.monitor.metrics`; `step` counts the steps made so far."""
-        record: Record = {"step": step, **values}
+        record: Record = {"step": step, "timeline": self.timeline, **values}
         self._account.add(record)
         if "loss" in record:
             self._account.until = time.time()
@@ -83,6 +80,8 @@ class Monitor:
                 if not self._warned:
                     self._warned = True
                     self.event(f"metrics are being lost: {error}")
+        if self._accounted != self.timeline:  # a rollback took back steps that had counted
+            self._read_account()
 
     def log_validation(self, step: int, loss: float, seconds: float) -> None:
         """Record a validation: its mean loss, the perplexity that follows, and the time it took."""

@@ -26,7 +26,7 @@ class WandbSink:
         self.mode, self.project, self.folder, self.config, self.notify = mode, project, folder, config, notify
         self._run: Any = None
 
-    def begin(self, step: int, total: int) -> None:
+    def begin(self, step: int, total: int, timeline: int = 0) -> None:
         self._try(self._start)
 
     def log(self, record: Record) -> None:

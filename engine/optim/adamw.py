@@ -92,6 +92,17 @@ class ShardedAdamW:
                 )  # fmt: skip
         self.buckets.gather_params()
 
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor that holds state of mine: a copy of them all is a state to go back to."""
+        return [self.step_count, *(t for shard in self.shards for t in (shard.master, shard.exp_avg, shard.exp_avg_sq))]
+
+    def forget(self) -> None:
+        """Begin anew: no moments, no updates made."""
+        self.step_count.zero_()
+        for shard in self.shards:
+            shard.exp_avg.zero_()
+            shard.exp_avg_sq.zero_()
+
     def publish(self) -> None:
         """Round masters that were set into the parameters and give them to every replica."""
         for shard in self.shards:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine.mesh import Axis
 from engine.parallel.collectives import Handle, all_gather, all_reduce, reduce_scatter
+from engine.parallel.drift import bit_sum
 from engine.parallel.sharding import Piece, pieces_of
 
 ALIGN = 64  # elements; a shard starts on a cache line and on a vector
@@ -188,6 +189,15 @@ class Buckets:
             if bucket.handle is not None:
                 bucket.handle.wait()
                 bucket.handle = None
+
+    def fingerprint(self) -> Tensor:
+        """Return the sum of the bits of my gradient buffers per bucket and dp shard: int64 [buckets, dp].
+
+        After `finish` my own shard holds the sum over all replicas; the shards of others, my contribution to them.
+        """
+        return torch.stack(
+            [torch.stack([bit_sum(shard) for shard in bucket.grads.chunk(self.dp.size)]) for bucket in self.buckets]
+        )
 
     def gather_params(self) -> None:
         """Give every replica the whole parameters after each has updated its shard."""

@@ -94,6 +94,21 @@ def all_gather(output: Tensor, tensor: Tensor, axis: Axis) -> Handle:
     return Handle(_exchange(axis, dict.fromkeys(peers, mine), {peer: chunks[peer] for peer in peers}), entry=entry)
 
 
+def broadcast_bytes(data: bytes, axis: Axis, device: torch.device) -> bytes:
+    """Return the first rank's `data` on every rank of `axis`."""
+    if axis.size == 1:
+        return data
+    entry = FLIGHT.start("broadcast", axis.name, len(data), waits=True)
+    size = torch.tensor(len(data), device=device)
+    dist.broadcast(size, group=axis.group, group_src=0)
+    content = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
+    if axis.is_first:
+        content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else content)
+    dist.broadcast(content, group=axis.group, group_src=0)
+    FLIGHT.done(entry)
+    return bytes(content.tolist())
+
+
 def _pairwise(axis: Axis) -> bool:
     return dist.get_backend(axis.group) == "gloo"
 

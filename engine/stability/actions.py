@@ -6,7 +6,7 @@ An intent's body holds {"action": Action.to_plain(), "verdict": Verdict.to_plain
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Action:
     to: int = -1  # rollback: trained steps of the state that is restored
     first: int = 0  # rollback: trained samples [first, stop), counted as before it, whose data are passed over
     stop: int = 0
+    planned: int | None = None  # rollback: samples of the planned run, to whose end the data are put off; None: dropped
     lr_factor: float = 1.0  # rollback and lower: of the scheduled learning rate, from `begins` on
     clip_factor: float = 1.0  # of the clipping norm, for as long
     hold: int | None = None  # steps for which both stay so; None: to the end
@@ -54,14 +55,6 @@ def actions(records: Sequence[Record]) -> list[Action]:
     return [Action.from_plain(record.body["action"]) for record in records if record.kind == INTENT]
 
 
-def survives(step: int, known: int, records: Sequence[Record]) -> bool:
-    """Say whether a state of trained step `step`, saved when the ledger held `known` records, is still of the run.
-
-    What was trained after the step that a later rollback went back to is not.
-    """
-    return all(step <= action.to for action in actions(records[known:]) if action.kind == ROLLBACK)
-
-
 def news_at(step: int, known: int, records: Sequence[Record]) -> Verdict | None:
     """Return the verdict that detectors must be told of (`Watch.rolled_back`) before trained step `step`, if any.
 
@@ -80,31 +73,42 @@ def _goes_back(record: Record) -> float:
     return action.to if action is not None and action.kind == ROLLBACK else math.inf
 
 
-def skips_after(skips: Skips, done: Sequence[Action], planned: int | None) -> Skips:
-    """Return the data passed over once `done` are carried out on a run that passed over `skips` from its start.
-
-    `planned` is the number of samples of the planned run when they are put off to its end, None when dropped.
-    """
+def skips_after(skips: Skips, done: Sequence[Action]) -> Skips:
+    """Return the data passed over once `done` are carried out on a run that passed over `skips` from its start."""
     for action in done:
         if action.kind == ROLLBACK and action.first < action.stop:
-            skips = skips.pass_over(action.first, action.stop, planned=planned)
+            skips = skips.pass_over(action.first, action.stop, planned=action.planned)
     return skips
 
 
 def rate_factors(done: Sequence[Action], step: int) -> tuple[float, float]:
-    """Return what the scheduled learning rate and the clipping norm of trained step `step` are multiplied by.
-
-    A lowering goes back with a rollback behind its beginning: it answers trouble that the run has yet to pass.
-    """
+    """Return what the scheduled learning rate and the clipping norm of trained step `step` are multiplied by."""
     rate = clip = 1.0
-    for place, action in enumerate(done):
-        begins = min([action.begins, *(later.to for later in done[place + 1 :] if later.kind == ROLLBACK)])
+    for action, begins in _begun(done):
         if action.kind not in (ROLLBACK, LOWER) or step < begins:
             continue
         rate *= _risen(action, step - begins)
         if action.hold is None or step - begins < action.hold:
             clip *= action.clip_factor
     return rate, clip
+
+
+def rewarms_at(done: Sequence[Action], step: int) -> bool:
+    """Say whether a lowered rate begins to rise back at trained step `step`."""
+    return any(
+        action.kind in (ROLLBACK, LOWER) and action.lr_factor < 1 and action.hold is not None and action.rewarm > 0
+        and step == begins + action.hold
+        for action, begins in _begun(done)
+    )  # fmt: skip
+
+
+def _begun(done: Sequence[Action]) -> Iterator[tuple[Action, int]]:
+    """Yield the decisions and the steps they are in force from.
+
+    A lowering goes back with a rollback behind its beginning: it answers trouble that the run has yet to pass.
+    """
+    for place, action in enumerate(done):
+        yield action, min([action.begins, *(later.to for later in done[place + 1 :] if later.kind == ROLLBACK)])
 
 
 def _risen(action: Action, age: int) -> float:

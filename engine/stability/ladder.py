@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from engine.config import StabilityConfig
 from engine.stability.actions import GO_ON, LOWER, ROLLBACK, SKIP, STOP, Action
-from engine.stability.policy import StabilityPolicy
-from engine.stability.signals import OK, Verdict
+from engine.stability.signals import DRIFT, OK, Verdict
 from engine.stability.signals import SKIP as SKIPPED
 
 
@@ -21,6 +21,7 @@ class Snapshot:
 
     step: int  # trained steps in it
     healthy: bool = True
+    consumed: int = 0  # samples they trained on
 
 
 def is_healthy(step: int, now: int, troubles: Iterable[int], least: int) -> bool:
@@ -33,24 +34,28 @@ def decide(
     step: int,
     verdict: Verdict,
     snapshots: Iterable[Snapshot],
-    policy: StabilityPolicy,
-    consumed_at: Callable[[int], int],
+    policy: StabilityConfig,
+    consumed_at: Callable[[Snapshot, int], int],
+    planned: int = 0,
 ) -> Action:
     """Return what to do about the verdict on trained step `step`, after the decisions `done`.
 
-    `consumed_at(s)` is the number of samples trained before trained step s, for steps to come as well.
+    `consumed_at(state, s)` is the number of samples that a run from `state` on has trained before trained step s;
+    `planned` those of the whole run, to whose end data are put off.
     """
     if verdict.kind == OK:
         return Action(GO_ON, step)
     action = Action(SKIP, step, verdict.cause, verdict.reason, verdict.onset)
     past = [other for other in done if other.kind in (ROLLBACK, LOWER)]
+    if not policy.rollback and verdict.cause == DRIFT:
+        return _stop(action, verdict, [], "stability.rollback=false")
     if verdict.kind == SKIPPED or not policy.rollback or _cools_down(past, step, verdict, policy):
         return action
     here = _tries_here(past, verdict, policy)
     spent = _spent(past, here, step, policy)
     if spent:
-        return replace(action, kind=STOP, reason=_explain(verdict, here, spent))
-    can_lower = policy.lr_factor < 1 or policy.clip_factor < 1
+        return _stop(action, verdict, here, spent)
+    can_lower = (policy.lr_factor < 1 or policy.clip_factor < 1) and verdict.cause != DRIFT
     lowers = can_lower and (verdict.cause == "slow" or len(here) >= policy.lower_after)
     if lowers:
         action = replace(
@@ -61,28 +66,33 @@ def decide(
     if target is None:
         if lowers:
             return replace(action, kind=LOWER)
-        return replace(action, kind=STOP, reason=_explain(verdict, here, ""))
+        return _stop(action, verdict, here, "")
     action = replace(action, kind=ROLLBACK, to=target.step)
-    if verdict.cause == "slow" and lowers:
-        return action  # what came on over hundreds of steps is no batch's fault
+    if verdict.cause == DRIFT or (verdict.cause == "slow" and lowers):
+        return action  # what a machine did, or what came on over hundreds of steps, is no batch's fault
     first, stop = _window(step, verdict, len(here), policy)
     first = max(first, target.step)  # what the state was trained on cannot be passed over any more
-    return replace(action, first=consumed_at(first), stop=consumed_at(stop)) if first < stop else action
+    if first >= stop:
+        return action
+    return replace(
+        action, first=consumed_at(target, first), stop=consumed_at(target, stop),
+        planned=planned if policy.skip == "defer" else None,
+    )  # fmt: skip
 
 
-def _cools_down(past: list[Action], step: int, verdict: Verdict, policy: StabilityPolicy) -> bool:
+def _cools_down(past: list[Action], step: int, verdict: Verdict, policy: StabilityConfig) -> bool:
     """Say whether the last action is too recent to judge it by anything but non-finite steps."""
-    if not past or verdict.cause in ("nonfinite", "overflow"):
+    if not past or verdict.cause in ("nonfinite", "overflow", DRIFT):
         return False
     return past[-1].begins <= step < past[-1].begins + policy.cooldown
 
 
-def _tries_here(past: list[Action], verdict: Verdict, policy: StabilityPolicy) -> list[Action]:
+def _tries_here(past: list[Action], verdict: Verdict, policy: StabilityConfig) -> list[Action]:
     """Return the actions that answered this place."""
     return [action for action in past if abs(action.onset - verdict.onset) <= policy.same_place]
 
 
-def _spent(past: list[Action], here: list[Action], step: int, policy: StabilityPolicy) -> str:
+def _spent(past: list[Action], here: list[Action], step: int, policy: StabilityConfig) -> str:
     """Return what leaves no further try, as key=value, "" when nothing does."""
     used = {
         "tries": len(here),
@@ -94,20 +104,20 @@ def _spent(past: list[Action], here: list[Action], step: int, policy: StabilityP
 
 
 def _target(
-    snapshots: Iterable[Snapshot], verdict: Verdict, here: list[Action], policy: StabilityPolicy
+    snapshots: Iterable[Snapshot], verdict: Verdict, here: list[Action], policy: StabilityConfig
 ) -> Snapshot | None:
     """Return the newest healthy state old enough, and where one is left, older than those tried at this place.
 
     The start of the run is old enough for any onset.
     """
-    newest = max(0, verdict.onset - policy.min_rewind)
+    newest = verdict.onset if verdict.cause == DRIFT else max(0, verdict.onset - policy.min_rewind)
     fit = [state for state in snapshots if state.healthy and state.step <= newest]
     tried = min((action.to for action in here if action.kind == ROLLBACK), default=math.inf)
     fresh = [state for state in fit if state.step < tried]
     return max(fresh or fit, key=lambda state: state.step, default=None)
 
 
-def _window(step: int, verdict: Verdict, tries: int, policy: StabilityPolicy) -> tuple[int, int]:
+def _window(step: int, verdict: Verdict, tries: int, policy: StabilityConfig) -> tuple[int, int]:
     """Return the steps [first, stop) whose data are passed over: around the onset, twice a long spike's length."""
     if policy.skip_least == 0:
         return 0, 0
@@ -118,9 +128,17 @@ def _window(step: int, verdict: Verdict, tries: int, policy: StabilityPolicy) ->
     return first, max(step + 1, first + math.ceil(length * wider))
 
 
+def _stop(action: Action, verdict: Verdict, here: list[Action], spent: str) -> Action:
+    """Return the end of the ladder; its onset is that of the first trouble at this place, before all tries."""
+    onset = min([verdict.onset, *(other.onset for other in here)])
+    return replace(action, kind=STOP, onset=onset, reason=_explain(verdict, here, spent))
+
+
 def _explain(verdict: Verdict, here: list[Action], spent: str) -> str:
     tried = f", still after {len(here)} tries to get past it" if here else ""
     why, more = "no healthy state is old enough to go back to", "a smaller stability.min_rewind"
+    if verdict.cause == DRIFT:
+        return f"step {verdict.onset}: {verdict.reason}{tried}; {spent or why}: leave out the machines of these ranks."
     if spent:
         why, more = f"{spent} allows no further rollback", f"a larger {spent.partition('=')[0]}"
     return f"step {verdict.onset}: {verdict.reason}{tried}; {why}: write a lower optim.lr or optim.clip, or {more}."

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 OK, SKIP, ROLLBACK = "ok", "skip", "rollback"
+DRIFT = "drift"  # the cause of a verdict that no data are to blame for
 _GRAVITY = (OK, SKIP, ROLLBACK)
 
 
@@ -29,7 +30,8 @@ class Signals:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What detectors say of a step. `cause` is nonfinite, overflow, spike, slow, or level (a new level is accepted)."""
+    """What detectors say of a step. `cause` is nonfinite, overflow, spike, slow, drift (copies
+    of weights differ), or level (a new level is accepted)."""
 
     kind: str = OK  # ok | skip (do not make this update) | rollback
     cause: str = ""
@@ -72,6 +74,9 @@ class Limits:
     def admit(self, signals: Signals) -> bool:
         """Say whether the step of `signals` is updated with."""
         return signals.finite and signals.loss <= self.loss and signals.grad_norm <= self.grad_norm
+
+
+NO_LIMITS = Limits()
 
 
 def _float32(value: float) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from engine.config import StabilityConfig
 from engine.stability.nonfinite import NonFinite
-from engine.stability.policy import StabilityPolicy
 from engine.stability.signals import OK, ROLLBACK, SKIP, Limits, Signals, Verdict, gravest
 from engine.stability.slow import SlowDivergence
 from engine.stability.spike import Spike
@@ -15,7 +15,7 @@ from engine.stability.spike import Spike
 class Watch:
     """Pure and equal on every rank that is told the same signals."""
 
-    def __init__(self, policy: StabilityPolicy) -> None:
+    def __init__(self, policy: StabilityConfig) -> None:
         self.policy = policy
         self.nonfinite = NonFinite(policy.nonfinite_streak, policy.overflow_streak)
         self.spike = Spike(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from engine.errors import DataError, EngineError, RunStopped
+from engine.errors import DataError, EngineError, StabilityStop
 from engine.flight.failures import Hang
 from launch import rank
 from tests.launch.processes import REPO, environment
@@ -39,7 +39,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (DataError("no such file"), "user", 2),
         (ZeroDivisionError("ours"), "bug", 1),
-        (RunStopped("10 rollbacks are used up."), "stop", 17),
+        (StabilityStop("10 rollbacks are used up."), "stop", 17),
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:1"), "echo", 76),
         (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc] Timed out waiting 5000ms for recv"), "hang", 124),
         (Hang("rank 1 does not come on."), "hang", 124),

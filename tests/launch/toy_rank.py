@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from engine.errors import DataError, RunStopped
+from engine.errors import DataError, StabilityStop
 from engine.flight.recorder import attempt
 from launch.rank import leave, run_rank
 
@@ -41,7 +41,7 @@ def fail_beside_a_peer(what: str, rank: int) -> int:
         if what == "bug":
             raise ZeroDivisionError("a bug of ours")
         if what == "ladder":
-            raise RunStopped("10 rollbacks are used up; look at the data.")
+            raise StabilityStop("10 rollbacks are used up; look at the data.")
         if what == "killed" or (what == "killed-once" and attempt() == 0):
             os.kill(os.getpid(), signal.SIGKILL)
     dist.all_reduce(torch.ones(1))

@@ -33,8 +33,8 @@ def test_a_run_and_its_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[
         monitor.close()
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2, 3]
     assert rows(tmp_path)[-2:] == [
-        {"step": 3, "valid_loss": 2.0, "valid_perplexity": math.exp(2.0), "valid_time_s": 0.25},
-        {"step": 3, "checkpoint_save_s": 0.5, "checkpoint_stall_s": 0.1, "checkpoint_bytes": 1000},
+        {"step": 3, "timeline": 0, "valid_loss": 2.0, "valid_perplexity": math.exp(2.0), "valid_time_s": 0.25},
+        {"step": 3, "timeline": 0, "checkpoint_save_s": 0.5, "checkpoint_stall_s": 0.1, "checkpoint_bytes": 1000},
     ]
     assert all(key in METRICS for row in rows(tmp_path) for key in row if key != "step")
     assert capsys.readouterr().out.count("model llama") == 2

@@ -10,7 +10,7 @@ from statistics import fmean, pstdev
 
 import numpy as np
 
-from engine.stability.policy import StabilityPolicy
+from engine.config import StabilityConfig
 from engine.stability.signals import OK, ROLLBACK, SKIP, Signals, Verdict
 from engine.stability.watch import Watch
 from tests.stability.curves import ABRUPT, BLOOM, NOISE, RAMP, RECORDED, SINGLE, STEP, Curve, made_up, recorded
@@ -68,7 +68,7 @@ def delays(watch: Watch, state: dict[str, object], curve: Curve, onset: int, ste
 
 def states_along(curve: Curve, places: list[int]) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield (place, the state of a watch that followed the curve until there) for places in rising order."""
-    watch = Watch(StabilityPolicy())
+    watch = Watch(StabilityConfig())
     at = 0
     for place in sorted(places):
         for step in range(at, place):
@@ -83,7 +83,7 @@ def injections(curves: dict[str, Curve], count: int, seed: int) -> Iterator[tupl
     names = sorted(curves)
     chosen = [(names[random.integers(len(names))], int(random.integers(100, 780))) for _ in range(count)]
     kinds = list(ABRUPT)
-    watch, number = Watch(StabilityPolicy()), 0
+    watch, number = Watch(StabilityConfig()), 0
     for name in names:
         for onset, state in states_along(curves[name], [place for other, place in chosen if other == name]):
             kind = kinds[number % len(kinds)]
@@ -124,7 +124,7 @@ Rule = Callable[[Curve], list[int]]
 
 
 def _ours(kind: str) -> Rule:
-    return lambda curve: sail(Watch(StabilityPolicy()), curve).places[kind]
+    return lambda curve: sail(Watch(StabilityConfig()), curve).places[kind]
 
 
 RULES: dict[str, Rule] = {
@@ -169,7 +169,7 @@ def _recorded_table() -> str:
     lines = ["| recorded run | steps | skipped | rolled back | accepted |", "|---|---|---|---|---|"]
     for path in RECORDED:
         curve = recorded(path)
-        voyage = sail(Watch(StabilityPolicy()), curve)
+        voyage = sail(Watch(StabilityConfig()), curve)
         counts = " | ".join(str(len(places)) for places in voyage.places.values())
         lines.append(f"| {path.stem} | {len(curve)} | {counts} |")
     return "\n".join(lines)

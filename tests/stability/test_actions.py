@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from engine.stability.actions import (
     actions,
     news_at,
     rate_factors,
+    rewarms_at,
     skips_after,
-    survives,
 )
 from engine.stability.ledger import COMMIT, INTENT, NOTE, Ledger, read_ledger
 from engine.stability.signals import ROLLBACK as BACK_TO
@@ -40,11 +41,11 @@ def test_decisions_come_from_intents_in_order(tmp_path: Path) -> None:
 
 def test_data_passed_over_add_up_in_the_order_of_the_decisions() -> None:
     again = Action(ROLLBACK, 103, onset=101, to=50, first=780, stop=980)
-    skips = skips_after(Skips(), [BACK, Action(LOWER, 200), again], None)
+    skips = skips_after(Skips(), [BACK, Action(LOWER, 200), again])
     assert skips.dropped == ((780, 1380),)  # the second counts samples of a run that already passed over the first
-    put_off = skips_after(Skips(), [BACK], 2000)
+    put_off = skips_after(Skips(), [replace(BACK, planned=2000)])
     assert (put_off.dropped, put_off.deferred) == ((), ((800, 1200),))
-    assert skips_after(skips, [Action(ROLLBACK, 9, to=1)], None) == skips
+    assert skips_after(skips, [Action(ROLLBACK, 9, to=1)]) == skips
 
 
 def test_a_lowered_rate_is_held_and_rises_back() -> None:
@@ -58,13 +59,20 @@ def test_a_lowered_rate_is_held_and_rises_back() -> None:
     assert [rate_factors([at_once], step)[0] for step in (109, 110)] == [0.5, 1.0]
 
 
+def test_when_a_lowered_rate_begins_to_rise() -> None:
+    lower = Action(LOWER, 99, lr_factor=0.5, hold=10, rewarm=4)
+    assert [step for step in range(80, 140) if rewarms_at([lower], step)] == [110]
+    assert [step for step in range(50, 140) if rewarms_at([lower, BACK], step)] == [70]
+    assert not any(rewarms_at([replace(lower, hold=None)], step) for step in range(200))
+
+
 def test_a_lowering_goes_back_with_a_later_rollback() -> None:
     lower = Action(LOWER, 99, lr_factor=0.5, hold=10)
     assert [rate_factors([lower, BACK], step)[0] for step in (59, 60, 69, 70, 100)] == [1.0, 0.5, 0.5, 1.0, 1.0]
     assert [rate_factors([BACK, lower], step)[0] for step in (60, 99, 100)] == [1.0, 1.0, 0.5]
 
 
-def test_which_states_are_still_of_the_run_and_what_they_have_to_be_told(tmp_path: Path) -> None:
+def test_what_states_have_to_be_told(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for to, onset in ((100, 150), (80, 151), (200, 260)):
         action = Action(ROLLBACK, onset + 2, onset=onset, to=to)
@@ -72,9 +80,6 @@ def test_which_states_are_still_of_the_run_and_what_they_have_to_be_told(tmp_pat
         ledger.append(COMMIT, {"intent": ledger.append(INTENT, body).seq})
     ledger.close()
     records = ledger.chain.records
-    assert [survives(step, 0, records) for step in (80, 81, 100)] == [True, False, False]
-    assert [survives(step, 4, records) for step in (81, 200, 201)] == [True, True, False]
-    assert survives(999, 6, records)
     news = {step: news_at(step, 0, records) for step in (79, 80, 81, 100, 200, 201)}
     assert {step: verdict.onset for step, verdict in news.items() if verdict} == {80: 151, 200: 260}
     assert news_at(80, 4, records) is None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.stability.policy import StabilityPolicy
+from engine.config import StabilityConfig
 from engine.stability.signals import ROLLBACK, SKIP
 from engine.stability.watch import Watch
 from tests.stability.calibration import injections, made_up_curves, recorded_curves, sail, table
@@ -15,13 +15,13 @@ from tests.stability.curves import BLOOM, NOISE, RAMP, RECORDED, SINGLE, STEP, C
 
 @pytest.mark.parametrize("noise", [noise for noise in NOISE if noise != "level shift"])
 def test_no_rollback_in_twenty_thousand_clean_steps(noise: str) -> None:
-    voyage = sail(Watch(StabilityPolicy()), made_up(noise, 20_000, seed=1))
+    voyage = sail(Watch(StabilityConfig()), made_up(noise, 20_000, seed=1))
     assert voyage.places[ROLLBACK] == voyage.places["level"] == []
     assert len(voyage.places[SKIP]) <= 20_000 // 100  # a wrongly skipped update costs a step
 
 
 def test_a_level_that_returns_is_accepted_after_one_rollback() -> None:
-    voyage = sail(Watch(StabilityPolicy()), made_up("level shift", 4_000, seed=1))
+    voyage = sail(Watch(StabilityConfig()), made_up("level shift", 4_000, seed=1))
     up = [1_000, 3_000]
     assert [place // 10 * 10 for place in voyage.places[ROLLBACK]] == up
     assert len(voyage.places["level"]) == 2
@@ -30,7 +30,7 @@ def test_a_level_that_returns_is_accepted_after_one_rollback() -> None:
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_no_rollback_on_clean_runs_of_the_engine(path: object) -> None:
-    voyage = sail(Watch(StabilityPolicy()), recorded(path))  # type: ignore[arg-type]
+    voyage = sail(Watch(StabilityConfig()), recorded(path))  # type: ignore[arg-type]
     assert voyage.places[ROLLBACK] == voyage.places["level"] == []
     assert len(voyage.places[SKIP]) <= 2
 
@@ -45,7 +45,7 @@ def test_abrupt_spikes_are_found_within_three_steps(curves: Callable[[], dict[st
 @pytest.mark.parametrize(("trouble", "skipped", "rolled_back"), [(BLOOM, 0, 2), (STEP, 0, 2), (SINGLE, 0, None)])
 def test_each_shape_gets_its_answer(trouble: Curve, skipped: int | None, rolled_back: int | None) -> None:
     onset = 600
-    voyage = sail(Watch(StabilityPolicy()), made_up("gauss", 700, seed=2).with_trouble(onset, trouble))
+    voyage = sail(Watch(StabilityConfig()), made_up("gauss", 700, seed=2).with_trouble(onset, trouble))
     for kind, delay in ((SKIP, skipped), (ROLLBACK, rolled_back)):
         expected = [] if delay is None else [onset + delay]
         assert voyage.places[kind][:1] == expected
@@ -53,11 +53,11 @@ def test_each_shape_gets_its_answer(trouble: Curve, skipped: int | None, rolled_
 
 def test_a_slow_ramp_is_found_though_no_step_stands_out() -> None:
     curve = made_up("gauss", 4_000, seed=2).with_trouble(3_000, RAMP)
-    voyage = sail(Watch(StabilityPolicy()), curve)
+    voyage = sail(Watch(StabilityConfig()), curve)
     found = voyage.places[ROLLBACK][0]
     assert 3_300 < found < 3_800
     assert all(place > found for place in voyage.places[SKIP])
-    assert sail(Watch(StabilityPolicy(slow_margin=9.0)), curve).places[ROLLBACK] == []
+    assert sail(Watch(StabilityConfig(slow_margin=9.0)), curve).places[ROLLBACK] == []
 
 
 def test_the_table_has_a_number_for_every_rule_and_curve() -> None:

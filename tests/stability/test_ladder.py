@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.config import StabilityConfig
 from engine.stability.actions import GO_ON, LOWER, ROLLBACK, SKIP, STOP, Action
 from engine.stability.ladder import Snapshot, decide, is_healthy
-from engine.stability.policy import StabilityPolicy
 from engine.stability.signals import ROLLBACK as BACK
 from engine.stability.signals import Verdict
 
 BATCH = 8
-POLICY = StabilityPolicy()
+POLICY = StabilityConfig()
 SPIKE = Verdict(BACK, "spike", 1000, "3 outliers in 8 steps")
 STATES = [Snapshot(step) for step in range(0, 1001, 100)]
 
@@ -27,15 +27,15 @@ def answer(
     step: int = 1002,
     verdict: Verdict = SPIKE,
     states: list[Snapshot] = STATES,
-    policy: StabilityPolicy = POLICY,
+    policy: StabilityConfig = POLICY,
 ) -> Action:
-    return decide(done or [], step, verdict, states, policy, lambda trained: trained * BATCH)
+    return decide(done or [], step, verdict, states, policy, lambda _, trained: trained * BATCH)
 
 
 def test_light_verdicts_touch_nothing() -> None:
     assert answer(verdict=Verdict()) == Action(GO_ON, 1002)
     assert answer(verdict=Verdict("skip", "spike", 1002, "x")) == Action(SKIP, 1002, "spike", "x", 1002)
-    assert answer(policy=StabilityPolicy(rollback=False)).kind == SKIP
+    assert answer(policy=StabilityConfig(rollback=False)).kind == SKIP
 
 
 def test_a_spike_goes_back_to_a_healthy_state_older_than_its_onset_and_passes_its_data_over() -> None:
@@ -45,7 +45,7 @@ def test_a_spike_goes_back_to_a_healthy_state_older_than_its_onset_and_passes_it
     sick = [replace(state, healthy=state.step < 800) for state in STATES]
     assert answer(states=sick).to == 700
     assert answer(states=[*STATES, Snapshot(950), Snapshot(951)]).to == 950
-    assert answer(policy=StabilityPolicy(min_rewind=101)).to == 800
+    assert answer(policy=StabilityConfig(min_rewind=101)).to == 800
 
 
 def test_the_start_is_old_enough_for_a_run_that_goes_wrong_at_once() -> None:
@@ -57,13 +57,13 @@ def test_the_start_is_old_enough_for_a_run_that_goes_wrong_at_once() -> None:
 def test_a_long_spike_passes_twice_its_length_over_and_never_what_the_state_was_trained_on() -> None:
     long = answer(step=1049)
     assert (long.first, long.stop) == (990 * BATCH, (990 + 10 + 2 * 50) * BATCH)
-    wide = answer(policy=StabilityPolicy(skip_before=300))
+    wide = answer(policy=StabilityConfig(skip_before=300))
     assert (wide.first, wide.stop) == (900 * BATCH, 1006 * BATCH)  # at least what was seen up to now
 
 
 def test_every_try_at_a_place_goes_further_back_passes_more_over_and_then_lowers_the_rate() -> None:
     done: list[Action] = []
-    policy = StabilityPolicy(tries=4)
+    policy = StabilityConfig(tries=4)
     for _ in range(policy.tries):
         done.append(answer(done, policy=policy))
     assert [action.to for action in done] == [900, 800, 700, 600]
@@ -113,14 +113,14 @@ def test_slow_divergence_lowers_the_rate_instead_of_blaming_data() -> None:
     slow = Verdict(BACK, "slow", 700, "smoothed loss")
     back = answer(verdict=slow)
     assert (back.to, back.first, back.stop, back.lr_factor) == (600, 0, 0, 0.5)
-    kept = answer(verdict=slow, policy=StabilityPolicy(lr_factor=1.0))  # the same steps again would end the same
+    kept = answer(verdict=slow, policy=StabilityConfig(lr_factor=1.0))  # the same steps again would end the same
     assert (kept.first, kept.stop) == (690 * BATCH, (700 - 10 + 10 + 2 * 303) * BATCH)
 
 
 def test_without_a_state_to_go_back_to_the_rate_is_lowered_or_the_run_stops() -> None:
     young = [Snapshot(960), Snapshot(500, healthy=False)]
     assert "no healthy state is old enough" in answer(states=young).reason
-    lowered = answer(states=young, policy=StabilityPolicy(lower_after=0))
+    lowered = answer(states=young, policy=StabilityConfig(lower_after=0))
     assert (lowered.kind, lowered.lr_factor, lowered.begins) == (LOWER, 0.5, 1003)
 
 
@@ -143,7 +143,7 @@ def test_no_rollback_repeats_what_it_came_from(
     onset: int, length: int, cause: str, states: list[Snapshot], changes: dict[str, Any], tries: int
 ) -> None:
     """Whatever comes: a state that was healthy and old enough, and either other data or another rate after it."""
-    policy = StabilityPolicy(budget_in_span=9, **changes)
+    policy = StabilityConfig(budget_in_span=9, **changes)
     step, verdict, done = onset + length - 1, Verdict(BACK, cause, onset, "x"), list[Action]()
     for _ in range(tries):
         action = answer(done, step, verdict, states, policy)

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from engine.config import StabilityConfig
 from engine.errors import ConfigError
 from engine.stability import policy as module
-from engine.stability.policy import StabilityPolicy, check_policy
+from engine.stability.policy import check_policy
 
-CONF = Path(__file__).resolve().parent / "presets"  # conf/stability, once the trainer reads it
+CONF = Path(__file__).resolve().parents[2] / "conf" / "stability"
 PRESETS = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
-def load(name: str) -> StabilityPolicy:
+def load(name: str) -> StabilityConfig:
     """Read a preset over what its defaults list names, into the schema: unknown keys and wrong types fail."""
     parts: list[Any] = []
     names = [name]
@@ -26,8 +27,8 @@ def load(name: str) -> StabilityPolicy:
         assert isinstance(part, dict)
         names += part.pop("defaults", [])
         parts.insert(0, part)
-    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StabilityPolicy), *parts))
-    assert isinstance(merged, StabilityPolicy)
+    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StabilityConfig), *parts))
+    assert isinstance(merged, StabilityConfig)
     return merged
 
 
@@ -38,7 +39,7 @@ def test_every_preset_loads_and_holds(name: str) -> None:
 
 def test_presets_are_what_their_names_say() -> None:
     assert PRESETS == ["default", "glm", "off", "olmo", "opt", "palm"]
-    assert load("default") == StabilityPolicy()
+    assert load("default") == StabilityConfig()
     assert not load("off").watch
     palm, glm, opt, olmo = map(load, ("palm", "glm", "opt", "olmo"))
     assert (palm.min_rewind, palm.skip_least, palm.skip_least * palm.widen) == (100, 200, 500)
@@ -65,7 +66,7 @@ def test_presets_are_what_their_names_say() -> None:
     ],
 )
 def test_what_cannot_work_is_refused(field: str, value: object, message: str) -> None:
-    policy = StabilityPolicy()
+    policy = StabilityConfig()
     setattr(policy, field, value)
     with pytest.raises(ConfigError, match=message):
         check_policy(policy)
@@ -73,10 +74,10 @@ def test_what_cannot_work_is_refused(field: str, value: object, message: str) ->
 
 def test_every_number_has_a_bound() -> None:
     bounded = {*module._AT_LEAST, *module._ABOVE, *module._NOT_BELOW}
-    numbers = {field.name for field in fields(StabilityPolicy) if not isinstance(field.default, (bool, str))}
+    numbers = {field.name for field in fields(StabilityConfig) if not isinstance(field.default, (bool, str))}
     assert numbers == bounded
     for field in numbers:
-        policy = StabilityPolicy()
+        policy = StabilityConfig()
         setattr(policy, field, -5)
         with pytest.raises(ConfigError, match=rf"stability\.{field}=-5"):
             check_policy(policy)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.config import StabilityConfig
 from engine.stability.actions import (
     GO_ON,
     ROLLBACK,
@@ -24,17 +25,15 @@ from engine.stability.actions import (
     news_at,
     rate_factors,
     skips_after,
-    survives,
 )
 from engine.stability.ladder import Snapshot, decide
 from engine.stability.ledger import COMMIT, INTENT, Ledger, Record, read_ledger
-from engine.stability.policy import StabilityPolicy
 from engine.stability.signals import Signals, Verdict
 from engine.stability.skips import Range, Skips
 from engine.stability.watch import Watch
 
 BATCH, STEPS, INTERVAL = 4, 400, 20
-POLICY = StabilityPolicy(window=32, warm=16, hold_start=4, hold_rollback=4, min_rewind=15, skip_before=2, skip_least=12)
+POLICY = StabilityConfig(window=32, warm=16, hold_start=4, hold_rollback=4, min_rewind=15, skip_before=2, skip_least=12)
 
 
 class Crash(Exception):
@@ -47,7 +46,7 @@ class Run:
 
     folder: Path
     poison: Iterable[int] = ()
-    policy: StabilityPolicy = field(default_factory=lambda: POLICY)
+    policy: StabilityConfig = field(default_factory=lambda: POLICY)
     given: Skips = field(default_factory=Skips)
     crash_at: str = ""
     disk: dict[int, str] = field(default_factory=dict)
@@ -64,8 +63,7 @@ class Run:
         records, pending = ledger.chain.records, ledger.chain.pending()
         if pending is not None:
             self._carry_out(ledger, pending)
-        usable = [step for step, text in self.disk.items() if survives(step, json.loads(text)["known"], records)]
-        state = self._load(max(usable, default=-1))
+        state = self._load(max(self.disk, default=-1))
         watch, known = Watch(self.policy), 0
         while state["step"] < STEPS:
             step = state["step"]
@@ -83,7 +81,7 @@ class Run:
             weights = f"{state['weights']} {positions} {rate}" if keep else state["weights"]
             after = {"step": step + 1, "weights": hashlib.sha256(weights.encode()).hexdigest() if keep else weights,
                      "known": len(records)}  # fmt: skip
-            action = self._decide(step, verdict, actions(records), records)
+            action = self._decide(step, verdict, actions(records))
             if action.kind in (GO_ON, SKIP):
                 state = after
                 if state["step"] % INTERVAL == 0:
@@ -99,6 +97,8 @@ class Run:
 
     def _carry_out(self, ledger: Ledger, intent: Record) -> dict[str, Any]:
         action = Action.from_plain(intent.body["action"])
+        if action.kind == ROLLBACK:
+            self.disk = {step: text for step, text in self.disk.items() if step <= action.to}
         state = self._load(action.to if action.kind == ROLLBACK else -1)
         self._crash("before the commit")
         ledger.append(COMMIT, {"intent": intent.seq})
@@ -110,13 +110,14 @@ class Run:
             return json.loads(self.disk[step])  # type: ignore[no-any-return]
         return {"step": 0, "weights": "", "watch": Watch(self.policy).state(), "known": 0}
 
-    def _decide(self, step: int, verdict: Verdict, done: list[Action], records: list[Record]) -> Action:
-        fit = [0, *(saved for saved, text in self.disk.items() if survives(saved, json.loads(text)["known"], records))]
-        return decide(done, step, verdict, map(Snapshot, fit), self.policy, lambda trained: trained * BATCH)
+    def _decide(self, step: int, verdict: Verdict, done: list[Action]) -> Action:
+        fit = [0, *self.disk]
+        return decide(
+            done, step, verdict, map(Snapshot, fit), self.policy, lambda _, trained: trained * BATCH, STEPS * BATCH
+        )
 
     def _positions(self, step: int, done: list[Action]) -> list[int]:
-        planned = STEPS * BATCH if self.policy.skip == "defer" else None
-        skips = skips_after(self.given, done, planned)
+        skips = skips_after(self.given, done)
         return [skips.position(step * BATCH + slot) for slot in range(BATCH)]
 
     def _signals(self, step: int, positions: list[int]) -> Signals:
@@ -137,7 +138,7 @@ def decided(run: Run) -> list[Action]:
 
 def skip_list(run: Run) -> Skips:
     """Return what a run passed over in the end."""
-    return skips_after(Skips(), decided(run), STEPS * BATCH if run.policy.skip == "defer" else None)
+    return skips_after(Skips(), decided(run))
 
 
 def positions(ranges: Iterable[Range]) -> set[int]:
@@ -151,7 +152,7 @@ WHERE = ["", "before the intent", "after the intent", "before the commit", "afte
 @pytest.mark.parametrize("skip", ["drop", "defer"])
 def test_a_run_that_rolled_back_is_the_run_that_was_given_its_skip_list(tmp_path: Path, where: str, skip: str) -> None:
     """The oracle, and again when the process dies at any moment of the rollback."""
-    policy = StabilityPolicy(**{**vars(POLICY), "skip": skip})
+    policy = StabilityConfig(**{**vars(POLICY), "skip": skip})
     poison = set(range(700, 724))
     run = Run(tmp_path, poison, policy, crash_at=where)
     if where:
@@ -189,6 +190,6 @@ def test_poison_of_any_length_is_got_over(
 
 
 def test_poison_without_end_stops_the_run_within_its_budget(tmp_path: Path) -> None:
-    run = Run(tmp_path, range(700, 10**5), StabilityPolicy(**{**vars(POLICY), "settle": 200}))
+    run = Run(tmp_path, range(700, 10**5), StabilityConfig(**{**vars(POLICY), "settle": 200}))
     assert "stability.tries=3 allows no further rollback" in run.train()
     assert [action.kind for action in decided(run)] == [ROLLBACK] * 3 + [STOP]

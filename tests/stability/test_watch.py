@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.stability.policy import StabilityPolicy
+from engine.config import StabilityConfig
 from engine.stability.signals import OK, ROLLBACK, SKIP, Limits, Signals, Verdict
 from engine.stability.watch import Watch
 from tests.stability.curves import SIGMA, made_up
 
-SMALL = StabilityPolicy(
+SMALL = StabilityConfig(
     window=24, warm=12, hold_start=3, hold_rollback=2, settle=4, slow_span=10, slow_patience=10, slow_margin=0.2
 )
 
@@ -95,7 +95,7 @@ def feed(watch: Watch, count: int, start: int = 0, loss: float = 2.0, norm: floa
 
 
 def warm() -> Watch:
-    watch = Watch(StabilityPolicy())
+    watch = Watch(StabilityConfig())
     assert {verdict.kind for verdict in feed(watch, 150)} == {OK}
     return watch
 
@@ -117,7 +117,7 @@ def test_outliers_far_apart_are_skipped_each_alone() -> None:
 
 
 def test_two_non_finite_steps_in_a_row_are_rolled_back_even_at_the_start() -> None:
-    for watch, start in ((Watch(StabilityPolicy()), 0), (warm(), 150)):
+    for watch, start in ((Watch(StabilityConfig()), 0), (warm(), 150)):
         verdicts = [watch.observe(Signals(start + k, math.nan, math.nan, False)) for k in range(2)]
         assert [verdict.kind for verdict in verdicts] == [SKIP, ROLLBACK]
         assert (verdicts[1].cause, verdicts[1].onset) == ("nonfinite", start)
@@ -178,7 +178,7 @@ def test_a_warm_up_in_the_middle_of_a_run_is_not_judged() -> None:
 
 def test_policies_switch_parts_off() -> None:
     steps = [Signals(k, 2 + 0.01 * (k % 3), 1.0, True) for k in range(150)]
-    off, seen = Watch(StabilityPolicy(watch=False)), Watch(StabilityPolicy(skip_update=False))
+    off, seen = Watch(StabilityConfig(watch=False)), Watch(StabilityConfig(skip_update=False))
     for signals in steps:
         assert off.observe(signals) == seen.observe(signals) == Verdict()
     outlier = Signals(150, 9.0, 1.0, True)
@@ -197,7 +197,7 @@ def test_only_a_rollback_rolls_back() -> None:
 
 def test_a_falling_curve_is_judged_by_where_it_is_not_by_where_it_was() -> None:
     """Through the steep start a plain median is nats above the present loss."""
-    watch, curve = Watch(StabilityPolicy()), made_up("gauss", 400, seed=5)
+    watch, curve = Watch(StabilityConfig()), made_up("gauss", 400, seed=5)
     for step in range(150):
         watch.observe(Signals(step, 6.0 - 0.02 * step, float(curve.norm[step]), True))
     assert 3.0 < watch.limits().loss < 4.5
