@@ -31,8 +31,8 @@ KINDS: dict[str, str] = {
     "nan_grad": phases.FORWARD,  # this rank's gradient holds a NaN before it is summed over replicas
     "inf_loss": phases.FORWARD,  # the loss of one micro-batch is inf (acts on ranks of the last stage)
     "flip_grad": phases.NORM,  # `bit` of element `element` of this rank's part of the summed gradient
-    "flip_weight": phases.DATA,  # of its parameters as the model uses them; the next update writes them anew
-    "flip_master": phases.DATA,  # of its master weights: permanent
+    "flip_weight": phases.LOG,  # of its parameters as the model uses them: copies are written anew by the next update
+    "flip_master": phases.LOG,  # of its master weights: permanent
     "no_space": phases.SAVE_SHARD,  # the disk is full when this phase of a save begins
     "truncate": phases.SAVE_DONE,  # a shard of the checkpoint just made loses its second half
     "flip_file": phases.SAVE_DONE,  # `bit` of the middle byte of that shard is flipped
@@ -54,9 +54,7 @@ class Fault:
     step: int = 1  # the step that is being made; of a save, the step it holds
     steps: int = 1  # this step and the ones after it, so many in all
     phase: str = ""  # of engine.flight.phases; "": the usual one of `what`
-    again: bool = (
-        False  # also when the step is made once more, after a rollback or to compare: data do so, machines not
-    )
+    again: bool = False  # also when the step is made once more: what lies in the data comes back, a machine's not
     attempt: int | None = 0  # only after so many restarts; null: each time
     seconds: float = 0.0  # how long sleep and hold_gil last; for kill and stop, how long after the phase has begun
     signal: str = "TERM"  # what=signal
@@ -107,14 +105,17 @@ def _read(entry: Any, name: str, world: int | None) -> Fault:
     return fault
 
 
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"), "float": ((int, float), "a number"), "str": ((str,), "a word"),
+    "bool": ((bool,), "true or false"),
+}  # fmt: skip
+
+
 def _check_type(name: str, value: Any, type_: str) -> None:
-    wanted = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[type_.split(" | ")[0]]
     if value is None and type_.endswith("None"):
         return
+    wanted, words = _TYPES[type_.split(" | ")[0]]
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        words = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}[
-            type_.split(" | ")[0]
-        ]
         raise ConfigError(f"{name}={value} is not {words}.")
 
 

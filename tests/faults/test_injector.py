@@ -16,7 +16,7 @@ PLAN = [
     {"what": "inf_loss", "rank": 0, "step": 3},
     {"what": "flip_grad", "rank": 1, "step": 5, "bit": 62},
     {"what": "flip_grad", "rank": 0, "step": 6, "attempt": 1},
-    {"what": "flip_weight", "rank": 1, "step": 7, "bit": 51},
+    {"what": "flip_weight", "rank": 1, "step": 4, "bit": 51},
     {"what": "no_space", "rank": 0, "step": 7},
     {"what": "raise", "rank": 0, "step": 8, "phase": "optimizer"},
 ]
@@ -49,6 +49,7 @@ def train(rank: int, world: int, plan: list[dict[str, Any]]) -> dict[str, Any]:
             errors.append(str(error))
             continue
         told.append((values.loss, values.grad_norm, values.applied))
+        FLIGHT.phase("log")
     return {"told": told, "errors": errors, "replicas": replicas}
 
 
@@ -63,7 +64,7 @@ def test_each_fault_strikes_once_where_it_should() -> None:
     assert not torch.isfinite(torch.tensor(spoilt[0]["told"][2][0])), "the loss of step 3"
     assert two[4] > 1e6 or not torch.isfinite(two[4]), "the flipped gradient of step 5"
     apart = [a != b for a, b in zip(spoilt[0]["replicas"], spoilt[1]["replicas"], strict=True)]
-    assert apart == [step == 6 for step in range(9)], "the weight of rank 1 is wrong in step 7 and written anew after"
+    assert apart == [place == 4 for place in range(9)], "the weight of rank 1 is wrong after step 4, and written anew"
     assert spoilt[0]["errors"] == ["[Errno 28] No space left on device"]
     assert spoilt[1]["errors"] == []
     assert healthy[0]["errors"] == []

@@ -103,10 +103,26 @@ def _slow_saves(dice: random.Random) -> Iterator[Case]:
 
 def _numbers(dice: random.Random) -> Iterator[Case]:
     for layout in ("dp2", "tp2", "pp2"):
-        step = dice.randint(2, STEPS - 1)
-        play = players.skip_alike({"what": "nan_grad", "step": step})
-        yield Case("F8", f"NaN gradient on either rank, step {step}", layout, play, layout == "dp2")
+        step, rank = dice.randint(2, STEPS - 1), dice.randrange(2)
+        once = {"what": "nan_grad", "rank": rank, "step": step}
+        play = players.survive([once], "had computed wrongly")
+        yield Case("F8", f"NaN gradient on rank {rank}, step {step}, once", layout, play, layout == "dp2")
+        play = players.skip_alike({"what": "nan_grad", "step": step, "again": True})
+        yield Case("F8", f"NaN gradient on either rank, step {step}, always", layout, play)
     yield Case("F8", "infinite loss on the last stage", "pp2", players.skip_once({"what": "inf_loss", "rank": 1}))
+    for layout in ("dp2", "pp2", "tp2"):
+        flip = {"what": "flip_grad", "rank": 1, "step": dice.randint(2, STEPS - 1), "bit": dice.randrange(32)}
+        play = players.survive([flip], "stability.recheck_interval=1", "had computed wrongly")
+        yield Case("F10", f"bit {flip['bit']} of a summed gradient, step {flip['step']}", layout, play)
+    flip = {"what": "flip_weight", "rank": 1, "step": 6, "bit": dice.randrange(32)}
+    play = players.survive([flip], "stability.drift_interval=1", "hold other copies of weights than their peers")
+    yield Case("F10", f"bit {flip['bit']} of a copied weight", "dp2", play)
+    for phase in ("rollback.intent", "rollback.load", "rollback.commit"):
+        for rank in (0, 1):
+            kill = {"what": "kill", "rank": rank, "step": 6, "phase": phase}
+            play = players.survive([flip, kill], "stability.drift_interval=1", "restart 1 of")
+            quick = (phase, rank) == ("rollback.load", 0)
+            yield Case("F26", f"kill -9 rank {rank} in a rollback, {phase}", "dp2", play, quick)
 
 
 def _signals() -> Iterator[Case]:

@@ -207,7 +207,7 @@ def skip_once(fault: dict[str, Any]) -> Play:
 
     def play(stage: Stage) -> None:
         folder = stage.scene("case")
-        stage.run(folder, stage.layout, plan([{**fault, "step": 5}])).expect()
+        stage.run(folder, stage.layout, plan([{**fault, "step": 5, "again": True}])).expect()
         records = [record for record in metrics(folder) if "loss" in record]
         assert [record["step"] for record in records if record["skipped"]] == [5]
         assert [record["step"] for record in records if record["loss"] is None] == [5]
