@@ -96,6 +96,8 @@ def _wanted(config: Config, vocab: int | None) -> dict[str, Any]:
 
 def _flat(plain: Any) -> Iterator[tuple[str, Any]]:
     for section, fields in plain.items():
+        if section == "faults":  # rehearsals, a list
+            continue
         for key, value in fields.items():
             yield f"{section}.{key}", value
 
