@@ -91,7 +91,8 @@ class OptimConfig:
     min_lr: float = 3e-5  # learning rate at the end of the decay
     schedule: str = "cosine"  # constant | cosine | linear | inverse_sqrt | wsd
     warmup_steps: int = 0  # linear warm-up from 0
-    decay_steps: int | None = None  # step at which min_lr is reached; null: train.steps
+    restart_steps: int | None = None  # steps after which warm-up and decay begin anew (arXiv 1608.03983); null: never
+    decay_steps: int | None = None  # step at which min_lr is reached; null: restart_steps, or train.steps
     wsd_decay_fraction: float = 0.1  # share of decay_steps that wsd spends on its final decay
     beta1: float = 0.9
     beta2: float = 0.95

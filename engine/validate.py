@@ -299,6 +299,11 @@ def _check_optim(config: Config) -> None:
             f"optim.decay_steps={o.decay_steps} is not after optim.warmup_steps={o.warmup_steps}; write "
             f"optim.decay_steps={steps}."
         )
+    if o.restart_steps is not None and o.restart_steps <= o.warmup_steps:
+        raise ConfigError(
+            f"optim.restart_steps={o.restart_steps} is not after optim.warmup_steps={o.warmup_steps}; write "
+            f"optim.restart_steps={max(2 * o.warmup_steps, steps // 2)}, or null."
+        )
     if not 0 < o.wsd_decay_fraction <= 1:
         raise ConfigError(
             f"optim.wsd_decay_fraction={o.wsd_decay_fraction:g} is out of range; write a number above 0 and up to 1."

@@ -13,8 +13,11 @@ def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
 
     Linear warm-up reaches `lr` at its last step, then the schedule decays, to `min_lr` at step `decay_steps - 1`,
     and stays there. `inverse_sqrt` follows lr * sqrt(warmup / step) (arXiv 1706.03762) and never goes below
-    min_lr; `wsd` stays at lr and decays linearly over its last part (arXiv 2404.06395).
+    min_lr; `wsd` stays at lr and decays linearly over its last part (arXiv 2404.06395). After `restart_steps` all of it
+    begins anew (SGDR, arXiv 1608.03983).
     """
+    if config.restart_steps:
+        step, total_steps = step % config.restart_steps, config.restart_steps
     decay_steps = config.decay_steps or total_steps
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
