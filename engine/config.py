@@ -80,7 +80,7 @@ class ParallelConfig:
     recompute: str = "none"  # none | selective | full
     bucket_mb: float = 25.0  # size of a gradient bucket, MiB of main gradient
     overlap: bool = True  # reduce gradients while the backward pass runs
-    timeout_s: float = 600.0  # how long a collective may wait for its peers
+    timeout_s: float = 600.0  # how long a collective may wait for its peers, and any part of a step may take
 
 
 @dataclass
@@ -213,6 +213,7 @@ class MonitorConfig:
     wandb: str = "off"  # off | auto (online when logged in, else offline) | offline | online
     wandb_project: str = "trimaran"
     tensorboard: bool = False  # also write TensorBoard's event files, into tensorboard/ of the run folder
+    straggler_factor: float = 2.0  # warn of a rank that works this many times as long as the others; 0: never
     peak_tflops: float = 0.0  # of one device, for MFU; 0: known from the device's name, else FLOP/s only
     pipeline_interval: int = 100  # steps between those whose pipeline actions are timed, for the report; 0: none
 
@@ -234,6 +235,7 @@ class RunConfig:
     name: str = "default"  # this run's folder below root; starting it again resumes it
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # torch threads per rank; 0: cores / ranks on this node
+    max_restarts: int = 3  # times that all ranks are started again after one died or hung, while that brings progress
 
 
 @dataclass
@@ -251,3 +253,4 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     ops: OpsConfig = field(default_factory=OpsConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    faults: list[Any] = field(default_factory=list)  # rehearsed: {what: kill, rank: 1, step: 7} (engine/faults/plan.py)

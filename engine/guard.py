@@ -16,6 +16,8 @@ from typing import Any
 from engine.checkpoint.memory import HostStates
 from engine.config import Config
 from engine.errors import ConfigError, LedgerError
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
 from engine.mesh import Mesh
 from engine.optim.schedules import plan
 from engine.parallel.collectives import broadcast_bytes
@@ -152,6 +154,7 @@ class Guard:
             self.troubles.append(step)
         if verdict.kind != GO_BACK:  # nothing but the verdict matters: every rank comes to the same
             return self._choose(step, verdict, ())
+        FLIGHT.phase(phases.ROLLBACK_INTENT)
         answer = b""
         if self._ledger is not None:
             action = self._choose(step, verdict, states())

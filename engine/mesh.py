@@ -18,8 +18,10 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from engine.device import Device
 from engine.errors import ConfigError
+from engine.flight.recorder import attempt
 
 AXES = ("pp", "dp", "cp", "tp")
+HANG_GRACE_S = 5.0  # what tells of a hang second waits this much longer than what should tell of it first
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,16 @@ def _own_group(groups: list[list[int]]) -> dist.ProcessGroup | None:
 
 
 def join_world(device: Device, timeout_s: float) -> None:
-    """Connect this process to its peers through the environment torchrun sets; alone, make a world of one."""
-    timeout = timedelta(seconds=timeout_s)
-    if dist.is_torchelastic_launched() or "RANK" in os.environ:
-        dist.init_process_group(device.backend, timeout=timeout)
-    else:
+    """Connect this process to its peers through the environment torchrun sets; alone, make a world of one.
+
+    NCCL ends a process whose collective is late without saying why: it waits longer than the watchdog does.
+    """
+    timeout = timedelta(seconds=timeout_s + (2 * HANG_GRACE_S if device.is_cuda else 0.0))
+    if not dist.is_torchelastic_launched() and "RANK" not in os.environ:
         dist.init_process_group(device.backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    # torchrun keeps its store, and with it the addresses of dead ranks, when it starts the ranks again.
+    fresh = dist.PrefixStore(f"start-{attempt()}", store)
+    dist.init_process_group(device.backend, timeout=timeout, store=fresh, rank=rank, world_size=world)

@@ -58,6 +58,7 @@ def prepare(run: Path, step: int, timeline: int | None, scratch: Path, *, from_s
         shutil.copyfile(run / "tokenizer.json", scratch / "tokenizer.json")
     config.run.root, config.run.name = str(scratch.parent), scratch.name
     config.monitor.wandb, config.monitor.console = "off", "off"
+    config.faults = [fault for fault in config.faults if fault["what"] == "poison"]  # data are spoilt for good
     config.checkpoint.load, config.checkpoint.interval, config.train.eval_interval = "auto", 0, 0
     return Plan(config, found or 0, step, sum(map(_goes_back, records)), scratch)
 

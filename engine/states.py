@@ -16,6 +16,8 @@ from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoin
 from engine.checkpoint.writer import CheckpointWriter
 from engine.config import Config
 from engine.errors import CheckpointError, StabilityStop
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
 from engine.guard import Guard
 from engine.mesh import Mesh
 from engine.monitor.monitor import Monitor
@@ -74,6 +76,7 @@ class States:
 
     def go_back(self, action: Action) -> str:
         """Carry out a rollback; return where the state came from."""
+        FLIGHT.phase(phases.ROLLBACK_LOAD)
         self.writer.wait()
         self._abandon(action)
         self.memory.forget(after=action.to)
@@ -87,6 +90,7 @@ class States:
             checkpoint = self._newest()
             self._restore(checkpoint)
             source = "the start" if checkpoint is None else str(checkpoint.path)
+        FLIGHT.phase(phases.ROLLBACK_COMMIT)
         self.guard.commit()
         return source
 
@@ -166,6 +170,7 @@ class States:
 
     def save(self) -> None:
         """Begin to write a checkpoint of this moment."""
+        FLIGHT.phase(phases.SAVE)
         meta = {
             "config": dataclasses.asdict(self.config), **self.about, **self._progress(),
             "optimizer_steps": self.stepper.optimizer.step_count.item(),
@@ -235,9 +240,9 @@ class States:
         """Say whether a run that begins with another's checkpoint takes over more than weights."""
         return self.config.checkpoint.load_optimizer and not meta.get("weights_only", False)  # an imported model
 
-    def close(self) -> None:
-        """Wait for the save that is under way."""
-        self.writer.close()
+    def close(self, patience_s: float) -> None:
+        """Wait for the save that is under way, but not for longer than that."""
+        self.writer.close(patience_s)
 
 
 def _scaler(config: Config) -> LossScaler:

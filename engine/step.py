@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from engine.config import Config, OptimConfig
 from engine.data.batch import MicroBatch
 from engine.device import DTYPES, Device
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
+from engine.flight.stragglers import BusyClock
 from engine.mesh import Mesh
 from engine.models.transformer import Chunk, make_pass, parameter_shapes
 from engine.ops.philox import make_key
@@ -41,18 +44,21 @@ class StepResult:
 
     `loss` is the mean over the unmasked tokens of the global batch, `grad_norm` the global norm before clipping,
     `applied` 1 when the update was made and 0 when every rank skipped it, since something was not finite, beyond the
-    limits or too large for the weights; `stop` counts the ranks that were asked to stop.
+    limits or too large for the weights; `stop` counts the ranks that were asked to stop; `busy_s` [world] is how long
+    each rank worked since the step before.
     """
 
     loss: Tensor
     grad_norm: Tensor
     applied: Tensor
     stop: Tensor
+    busy_s: Tensor
 
     def read(self) -> StepValues:
         """Bring everything to the host: the one synchronisation of a step."""
-        loss, norm, applied, stop = torch.stack([self.loss, self.grad_norm, self.applied, self.stop]).tolist()
-        return StepValues(loss, norm, bool(applied), bool(stop))
+        values = torch.stack([self.loss, self.grad_norm, self.applied, self.stop])
+        loss, norm, applied, stop, *busy = torch.cat([values, self.busy_s]).tolist()
+        return StepValues(loss, norm, bool(applied), bool(stop), tuple(busy))
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,17 @@ class StepValues:
     grad_norm: float
     applied: bool
     stop: bool
+    busy_s: tuple[float, ...]
 
 
 @dataclass
 class Gradients:
     """What a forward and backward pass over a global batch left: numbers here, the gradients in the buckets.
 
-    Float64 tensors on the device, equal on every rank and 0-dim but for `norms_t`: the loss, the global gradient norm
-    before clipping, the norm of each tensor ([1] where tensors are not told apart), and the number of ranks that were
-    asked to stop; `loss_scale` is what the gradients are still multiplied by.
+    Float64 tensors on the device, equal on every rank and 0-dim where not said: the loss, the global gradient norm
+    before clipping, the norm of each tensor ([1] where tensors are not told apart), the number of ranks that were asked
+    to stop, and [world] the time that each rank worked since the last such pass; `loss_scale` is what the gradients are
+    still multiplied by.
     """
 
     step: int
@@ -79,6 +87,7 @@ class Gradients:
     norm: Tensor
     norms_t: Tensor
     stops: Tensor
+    busy_s: Tensor
     loss_scale: float
 
 
@@ -101,6 +110,7 @@ class Stepper:
         self._step, self._loss_factor, self._loss_scale = 0, self._scalar(1.0), self._scalar(1.0)
         self._executors: dict[tuple[int, int, bool], Executor] = {}
         self.stopwatch = Stopwatch(device)  # of the pipeline's actions
+        self.clock = BusyClock(device)
 
     def _build_chunks(self, vocab: int) -> list[Chunk]:
         """Build my chunks: virtual stage v = chunk * pp + stage, in model order."""
@@ -167,10 +177,12 @@ class Stepper:
             chunk.train()
         self.buckets.start(len(batches))
         losses = self._executor(batches, train=True).run(batches, self._loss_scale)
+        FLIGHT.phase(phases.REDUCE)
         self.buckets.finish()
-        loss, stops, squares_t = self._sum_over_world(losses, stop, self.optimizer.squares())
+        FLIGHT.phase(phases.NORM)
+        loss, stops, busy, squares_t = self._sum_over_world(losses, stop, self.optimizer.squares())
         norm, norms_t = squares_t.sum().sqrt() / loss_scale, squares_t.sqrt() / loss_scale
-        return Gradients(step, loss, norm, norms_t, stops, loss_scale)
+        return Gradients(step, loss, norm, norms_t, stops, busy, loss_scale)
 
     def update(
         self, gradients: Gradients, lr: float, limits: Limits = NO_LIMITS, clip_factor: float = 1.0
@@ -180,12 +192,14 @@ class Stepper:
         loss, norm, optim = gradients.loss, gradients.norm, self.config.optim
         keep = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limits.loss) & (norm <= limits.grad_norm)
         factor = self.clipping.factor(norm, gradients.norms_t, optim.clip * clip_factor)
+        FLIGHT.phase(phases.OPTIMIZER)
         made = self.optimizer.step(
             lr, (factor / gradients.loss_scale).to(self.main_dtype), keep.to(self.main_dtype),
             beta2=second_beta(gradients.step, optim),
         )  # fmt: skip
         self.clipping.accept(made)
-        return StepResult(loss, norm, made.to(norm.dtype), gradients.stops)
+        FLIGHT.phase(phases.READ)
+        return StepResult(loss, norm, made.to(norm.dtype), gradients.stops, gradients.busy_s)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Return the mean loss over the unmasked tokens of all replicas' `micro_batches`, without training."""
@@ -208,20 +222,27 @@ class Stepper:
         all_reduce(total, self.mesh.dp)
         return 1.0 / total.clamp(min=1.0)  # a batch without any token to learn from has a loss of 0
 
-    def _sum_over_world(self, losses: list[Tensor], stop: bool, squares_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Add up losses (held by the last stage, equal over tp), votes to stop and squared norms, in float64."""
+    def _sum_over_world(self, losses: list[Tensor], stop: bool, squares_t: Tensor) -> tuple[Tensor, ...]:
+        """Add up losses (held by the last stage, equal over tp), votes to stop and squared norms, in float64.
+
+        The third tensor [world] is the time that each rank was busy since the call before.
+        """
         loss = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
         if self.mesh.is_last_stage and self.mesh.tp.is_first:
             loss = torch.stack(losses).sum(dtype=torch.float64)
         votes = torch.full_like(loss, float(stop))
-        sums = torch.cat([loss[None], votes[None], squares_t.double()])
+        busy = torch.zeros(self.mesh.world.size, dtype=torch.float64, device=loss.device)
+        busy[self.mesh.world.rank].fill_(self.clock.lap())  # a fill, not a copy from the host: nothing waits
+        sums = torch.cat([loss[None], votes[None], busy, squares_t.double()])
         all_reduce(sums, self.mesh.world)
-        return sums[0], sums[1], sums[2:]
+        squares_at = 2 + len(busy)
+        return sums[0], sums[1], sums[2:squares_at], sums[squares_at:]
 
     def _forward(self, chunk: Chunk, hidden_bsh: Tensor | None, micro: MicroBatch) -> Tensor:
         """Run one chunk; the last one returns its micro-batch's share of the global mean loss."""
         ctx = make_pass(micro, self._dropout_key() if chunk.training else None)
-        out = chunk(hidden_bsh, micro.tokens_bs, ctx)
+        with self.clock.work():
+            out = chunk(hidden_bsh, micro.tokens_bs, ctx)
         if not chunk.is_last:
             return out
         return chunk.loss(out, micro.labels_bs, Share(micro.loss_mask_bs, self._loss_factor, self._loss_scale))

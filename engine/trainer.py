@@ -26,8 +26,14 @@ from engine.data.build import build_data
 from engine.data.loader import Loader, validation_batches
 from engine.device import Device, local_rank, set_threads
 from engine.errors import CheckpointError, explained
+from engine.faults.rehearsal import rehearse
+from engine.flight import phases
+from engine.flight.failures import ECHO, HANG, Hang, describe_hang, kind_of
+from engine.flight.recorder import FLIGHT
+from engine.flight.stragglers import Stragglers
+from engine.flight.watchdog import OnHang, Watchdog, dump_stacks
 from engine.guard import Guard, signals_of
-from engine.mesh import Mesh, join_world
+from engine.mesh import HANG_GRACE_S, Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
 from engine.monitor.metrics import ERROR, INFO, WARN
@@ -44,18 +50,31 @@ from engine.states import States
 from engine.step import Gradients, Stepper, StepValues
 from engine.validate import resolve_dp, validate
 
+_LOST_PEER_S = 3.0
 
-def train(config: Config, until: int | None = None) -> int:
-    """Run this rank's part of the training to its end, or to step `until`; return 0, also when asked to stop."""
+
+def _leave(text: str) -> None:
+    """End a rank that hangs, where nobody is told why."""
+    os._exit(1)
+
+
+def train(config: Config, until: int | None = None, on_hang: OnHang = _leave) -> int:
+    """Run this rank's part of the training to its end, or to step `until`; return 0, also when asked to stop.
+
+    `on_hang` must end the process; it gets one line when the training of this rank stands still.
+    """
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     set_threads(config.run.threads, ranks_here)
     device = Device.pick(config.run.device, local_rank())
     join_world(device, config.parallel.timeout_s)
     try:
         with StopRequest() as stop:
-            trainer = Trainer(config, device)
+            trainer = Trainer(config, device, on_hang)
             try:
                 return trainer.fit(stop, until)
+            except Exception as error:
+                trainer.blame(error)
+                raise
             finally:
                 trainer.close()
     finally:
@@ -63,14 +82,14 @@ def train(config: Config, until: int | None = None) -> int:
 
 
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM: finish the step, save, leave. A second Ctrl-C ends the process at once."""
+    """Set by Ctrl-C, SIGTERM or SIGUSR1: finish the step, save, leave. A second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._old[number] = signal.signal(number, self._note)
         return self
 
@@ -87,7 +106,7 @@ class StopRequest:
 class Trainer:
     """A run in progress on this rank."""
 
-    def __init__(self, config: Config, device: Device) -> None:
+    def __init__(self, config: Config, device: Device, on_hang: OnHang = _leave) -> None:
         validate(config, dist.get_world_size())
         self.config, self.device = config, device
         parallel = config.parallel
@@ -98,14 +117,16 @@ class Trainer:
         with self._in_folder():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FolderLock(self.folder) if self.is_writer else None
-        backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
+        self.watchdog = self._open_record(on_hang)
+        backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.data = build_data(
             config.data, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
         self.times = PipelineTimes(self.folder, self.mesh, self.stepper.stopwatch, config.monitor.pipeline_interval)
+        self.data = rehearse(config.faults, self.mesh.world, self.folder, self.stepper, self.data, self.monitor.event)
         self.guard = Guard(config, self.folder, self.mesh, self.monitor.event)
         tokenizer = "tokenizer.json" if self.data.tokenizer_file else None
         self.states = States(
@@ -114,7 +135,22 @@ class Trainer:
              "world": self.mesh.world.size},
         )  # fmt: skip
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
+        self.stragglers = Stragglers(config.monitor.straggler_factor)
+        self.lost_peer = False
         self.last_equal = 0  # the newest step at which copies of weights were found to be equal
+
+    def _open_record(self, on_hang: OnHang) -> Watchdog:
+        """Keep the flight record in the run folder, once the lock says that it is ours."""
+        dist.barrier()
+        world, m = self.mesh.world, self.mesh
+        axes = f"pp={m.pp.size} dp={m.dp.size} cp={m.cp.size} tp={m.tp.size}"
+        failure = FLIGHT.open(self.folder, world.rank, world.size, axes)
+        if failure is not None:
+            self.monitor.event(f"the flight record is kept in memory only: {failure}")
+        # With gloo, those who wait in a collective should fail first: that says who is to blame. NCCL's own end of a
+        # late collective says nothing, and comes later (engine.mesh).
+        limit_s = self.config.parallel.timeout_s + (0.0 if self.device.is_cuda else HANG_GRACE_S)
+        return Watchdog(self.folder, world.rank, limit_s, on_hang)
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -166,17 +202,21 @@ class Trainer:
             self.monitor.event(f"nothing left to do: step {states.step} of {steps} is done")
             return 0
         with self._in_folder():
-            self.monitor.begin(states.step, steps, self.guard.timeline)
+            self.monitor.begin(states.step, steps, self.guard.timeline, FLIGHT.born)
         asked = False
         while states.step < steps and not asked:
             loader = self._loader()
+            FLIGHT.is_patient = False
             try:
                 asked = self._train_until_turned_back(loader, stop, steps)
             finally:
+                FLIGHT.is_patient = True
                 loader.close()
         if asked:
             self.monitor.event(f"asked to stop: saving step {states.step} and leaving")
         states.finish()
+        self.monitor.end(states.step)
+        FLIGHT.phase(phases.END)
         return 0
 
     def _train_until_turned_back(self, loader: Loader, stop: StopRequest, steps: int) -> bool:
@@ -202,12 +242,18 @@ class Trainer:
         """Make one step; return its numbers and what they lead to, which is on record but not carried out."""
         begin = time.perf_counter()
         states, config = self.states, self.config
+        FLIGHT.begin_step(states.step + 1)
+        FLIGHT.phase(phases.DATA)
         micro_batches, step = loader.next(), states.step
         data_s = time.perf_counter() - begin
         self.guard.begin(step)
         rate, clip = self.guard.factors(step)
         lr = rate * learning_rate(step, config.optim, config.train.steps)
         values = self._compute(micro_batches, lr, clip, stop)
+        FLIGHT.phase(phases.LOG)
+        slow = self.stragglers.observe(values.busy_s)
+        if slow is not None:
+            self.monitor.event(slow)
         signals = signals_of(step, values.loss, values.grad_norm, scaled=states.scaler.dynamic)
         verdict = self.guard.watch.observe(signals)
         if verdict.kind == GO_BACK:  # before data are blamed
@@ -327,16 +373,30 @@ class Trainer:
         """Score the first samples of the validation part; the same samples on every layout."""
         if self.data.valid is None:
             return
+        FLIGHT.phase(phases.EVAL)
+        begin = time.perf_counter()
         batches = validation_batches(
             self.data.valid, self.data.collate, self.config.train.eval_samples,
             micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
         )  # fmt: skip
-        self.monitor.log_validation(self.states.step, self.stepper.evaluate(batches).item())
+        loss = self.stepper.evaluate(batches).item()
+        self.monitor.log_validation(self.states.step, loss, time.perf_counter() - begin)
+
+    def blame(self, error: Exception) -> None:
+        """Raise Hang in place of a time-out of torch's, which does not say who kept the others waiting."""
+        self.lost_peer = kind_of(error) in (ECHO, HANG)
+        if kind_of(error) == HANG:
+            text = describe_hang(self.folder)
+            dump_stacks(self.folder)
+            raise Hang(text) from error
 
     def close(self) -> None:
-        self.states.close()
+        # A save that only rank 0 has to commit takes a moment; one that needs a lost rank will never end.
+        self.states.close(_LOST_PEER_S if self.lost_peer else 30.0)
         self.guard.close()
         self.monitor.close()
+        FLIGHT.listener = None
+        self.watchdog.close()
         if self.lock is not None:
             self.lock.release()
 

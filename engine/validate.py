@@ -15,6 +15,7 @@ from engine.checkpoint.resume import ACCEPTABLE
 from engine.config import Config
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
+from engine.faults.plan import read_plan
 from engine.models.registry import ACTIVATIONS, NORMS, POSITIONS
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
@@ -47,7 +48,8 @@ _AT_LEAST: dict[str, int] = {
     "train.z_loss": 0, "train.steps": 1, "train.micro_batch": 1, "train.global_batch": 1, "train.eval_interval": 0,
     "train.eval_samples": 1, "train.log_interval": 1,
     "checkpoint.interval": 0, "checkpoint.keep_last": 1, "checkpoint.keep_every": 0,
-    "monitor.peak_tflops": 0, "monitor.pipeline_interval": 0, "ops.head_block_mb": 0, "run.threads": 0,
+    "monitor.peak_tflops": 0, "monitor.pipeline_interval": 0, "monitor.straggler_factor": 0, "ops.head_block_mb": 0,
+    "run.threads": 0, "run.max_restarts": 0,
 }  # fmt: skip
 
 # Beyond, clocks and numbers of bytes overflow, and threads cannot be started.
@@ -88,6 +90,7 @@ def validate(config: Config, world_size: int | None) -> None:
     _check_ops(config)
     _check_checkpoint(config)
     _check_run(config)
+    read_plan(config.faults, world_size)
 
 
 def resolve_dp(config: Config, world_size: int) -> int:

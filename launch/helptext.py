@@ -46,9 +46,7 @@ class Section:
 
 def sections() -> list[Section]:
     """Read the sections of Config from the source of engine.config, where the comments are."""
-    source = inspect.getsource(engine.config)
-    lines = source.splitlines()
-    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    lines, classes = _source()
     return [
         _section(field.name, classes[field.type], lines)
         for field in _keys(classes["Config"], lines)
@@ -56,9 +54,21 @@ def sections() -> list[Section]:
     ]
 
 
+def _loose_keys() -> list[Key]:
+    """Return the keys of Config that are no sections."""
+    lines, classes = _source()
+    return [field for field in _keys(classes["Config"], lines) if field.type not in classes]
+
+
+def _source() -> tuple[list[str], dict[str, ast.ClassDef]]:
+    source = inspect.getsource(engine.config)
+    return source.splitlines(), {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+
 def template() -> str:
     """Return the page as a template of Hydra's, its own placeholders left in place."""
-    body = "\n".join(_render(section) for section in sections())
+    loose = [f"\n{key.name}: {key.type}, {key.default} by default; {key.comment}" for key in _loose_keys()]
+    body = "\n".join([*(_render(section) for section in sections()), *loose])
     # Two languages read the page: OmegaConf first (\${ is a plain ${), then string.Template ($$ is a plain $).
     return _HEAD + body.replace("$", "$$").replace("${", "\\${") + _TAIL
 

@@ -3,8 +3,10 @@
     python launch/pretrain.py [group=option ...] [key=value ...]      starts tp*pp*cp*dp ranks on this machine
     torchrun [...] launch/pretrain.py [...]                           uses the ranks it is given
 
-Exit codes: 0 when the run is done or was asked to stop and has saved, 2 for a mistake that one line explains,
-1 for anything else, 130 after a second Ctrl-C.
+Exit codes (launch/codes.py): 0 done, or asked to stop by Ctrl-C and saved; 75 asked to stop by SIGTERM, SIGHUP or
+SIGUSR1 and saved, so start it again to go on; 2 a mistake that one line explains; 17 stopped by the stability ladder;
+76 a rank died; 124 a rank hung; 130 a second Ctrl-C; 1 anything else. After 1, 76 and 124 the ranks are started again
+first, run.max_restarts times, as long as that brings the run further.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import Config
 from engine.errors import ConfigError
-from launch.rank import is_rank, leave, run_rank
+from launch.rank import hung, is_rank, leave, run_rank
 from launch.settings import repeat_flags, run_with_config
 
 
@@ -29,7 +31,7 @@ def _work(config: Config, overrides: list[str]) -> int:
     def train() -> int:
         from engine.trainer import train
 
-        return train(config)
+        return train(config, on_hang=hung)
 
     return leave(run_rank(train))
 
@@ -45,7 +47,9 @@ def _launch(config: Config, overrides: list[str]) -> int:
     from launch.ranks import start_ranks
 
     script = str(Path(__file__).resolve())
-    outcome = start_ranks([sys.executable, script, *repeat_flags(sys.argv[1:]), *overrides], ranks)
+    command = [sys.executable, script, *repeat_flags(sys.argv[1:]), *overrides]
+    folder = Path(config.run.root) / config.run.name
+    outcome = start_ranks(command, ranks, folder, config.run.max_restarts)
     if outcome.stopped:
         sys.exit(outcome.code)  # also ends a sweep
     return outcome.code

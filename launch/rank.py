@@ -16,13 +16,17 @@ import traceback
 from collections.abc import Callable
 
 from engine.errors import EngineError
+from engine.flight import failures
+from launch.codes import BUG, DIED, HANG, INTERRUPTED, LADDER_STOP, USER_ERROR
 
-USER_ERROR, BUG, INTERRUPTED = 2, 1, 130  # exit codes
 LAUNCHER = "TRIMARAN_LAUNCHER"  # set for ranks that launch.ranks started: the process id of the launcher
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
-# Phrases by which a rank says that it failed only because a peer was gone.
-_ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out")
+_EXPLAINED = (EngineError, failures.Hang)  # their text says it all
+_CODES = {
+    failures.USER: USER_ERROR, failures.STOP: LADDER_STOP, failures.BUG: BUG, failures.MEMORY: BUG,
+    failures.HANG: HANG, failures.ECHO: DIED,
+}  # fmt: skip
 
 
 def is_rank() -> bool:
@@ -38,22 +42,32 @@ def run_rank(body: Callable[[], int]) -> int:
     """
     ours = LAUNCHER in os.environ
     if ours:
-        _die_with(int(os.environ[LAUNCHER]))
+        _die_with(int(os.environ[LAUNCHER]), signal.SIGKILL)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:  # SIGUSR1, say, ends torchrun and leaves its ranks behind: save and leave
+        _die_with(os.getppid(), signal.SIGTERM)
     try:
         return body()
-    except EngineError as error:
-        if ours:
-            _report("user", str(error))
-        elif _is_first_to_fail():
-            print(f"trimaran: {error}", file=sys.stderr)
-        return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        if not ours:
-            raise
-        _report("echo" if _is_echo(error) else "bug", traceback.format_exc())
-        return BUG
+        kind = failures.kind_of(error)
+        if ours:
+            _report(kind, str(error) if isinstance(error, _EXPLAINED) else traceback.format_exc())
+        elif isinstance(error, _EXPLAINED):
+            if _is_first_to_fail():
+                print(f"trimaran: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        return _CODES[kind]
+
+
+def hung(text: str) -> None:
+    """End this rank, whose training stands still: called by its watchdog with one line."""
+    if LAUNCHER in os.environ:
+        _report(failures.HANG, text)
+    elif _is_first_to_fail():
+        print(f"trimaran: {text}", file=sys.stderr, flush=True)
+    os._exit(HANG)
 
 
 def leave(code: int) -> int:
@@ -70,27 +84,18 @@ def leave(code: int) -> int:
     return code
 
 
-def _die_with(launcher: int) -> None:
-    """Have the kernel kill this rank if the launcher is killed: an orphan would go on writing to the run folder."""
+def _die_with(launcher: int, number: signal.Signals) -> None:
+    """Have the kernel send `number` if the launcher dies: an orphan would go on writing to the run folder."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
         if os.getppid() != launcher:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
 
 def _report(kind: str, text: str) -> None:
     """Write the agent's error file for this rank: its format, and the kind of failure."""
     with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
-        json.dump({"message": text, "timestamp": int(time.time()), "kind": kind}, file)
-
-
-def _is_echo(error: Exception) -> bool:
-    """Return whether `error` most likely means that another rank failed first."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or (
-        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _ECHOES)
-    )
+        json.dump({"message": text, "timestamp": int(time.time()), "kind": kind, "moment": time.monotonic()}, file)
 
 
 def _is_first_to_fail() -> bool:

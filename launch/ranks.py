@@ -2,13 +2,15 @@
 
 Ranks are processes of torch's elastic agent, the one inside torchrun, so a rank sees the same environment either
 way. The agent runs in a thread because in the main thread it would take the signals and end every rank with them.
-A rank that fails leaves a report in the file the agent names; the launcher shows the one report that explains
-the others, instead of the agent's page about child processes.
+Its own restarts are not used: a new agent brings a new store, without the addresses of dead ranks. A rank that fails
+leaves a report in the file the agent names; the launcher shows the one report that explains the others
+(launch/explain.py), instead of the agent's page about child processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -18,22 +20,31 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from launch.rank import BUG, INTERRUPTED, LAUNCHER, USER_ERROR
+from engine.checkpoint.folder import saved_steps
+from engine.flight.failures import HANG as HANG_KIND
+from engine.flight.reader import read_records
+from engine.monitor import attempts
+from launch.codes import BUG, DONE, INTERRUPTED, RESTARTABLE, UNFINISHED
+from launch.explain import explain
+from launch.rank import LAUNCHER
 
 # glibc maps every tensor above 32 MiB afresh and returns it to the system when freed, so each step pays for zeroing all
 # its pages again; raised thresholds keep them in the heap (SwiGLU of 45 M elements: 194 -> 51 ms).
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
+ATTEMPT = "TRIMARAN_ATTEMPT"  # set for ranks: how often they were started before (engine.flight.recorder)
+
+_AGAIN = "start the same command again to continue from the newest checkpoint."
 _GRACE_S = 15  # how long ranks may outlive a failed peer: a blocked collective does not hear SIGTERM
 
 
@@ -45,26 +56,85 @@ class Outcome:
     stopped: bool = False
 
 
-def start_ranks(command: list[str], count: int) -> Outcome:
+def start_ranks(command: list[str], count: int, folder: Path | None = None, max_restarts: int = 0) -> Outcome:
     """Run `count` processes of `command` as ranks on this machine until all have ended.
 
-    Ctrl-C, SIGTERM and SIGHUP reach each rank once, as SIGTERM: it finishes its step, saves and returns 0, and so
-    do we. A second Ctrl-C kills the ranks. A failure is printed on stderr.
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 reach each rank once, as SIGTERM: it finishes its step, saves and returns 0,
+    and we `DONE` after Ctrl-C, else `UNFINISHED`. A second Ctrl-C kills the ranks. A failure is printed on stderr.
+
+    `folder` is the run's. After a failure that another try may not meet, all ranks are started again, up to
+    `max_restarts` times, unless the last tries have brought the run no further: what fails twice in one place will
+    fail there again.
     """
-    with tempfile.TemporaryDirectory(prefix="trimaran-") as folder, _environment(count), _silence(), _Signals() as seen:
-        agent = _Agent(command, count, folder)
+    with _environment(count), _silence(), _Signals() as seen:
+        furthest, stuck = _progress(folder), 0
+        for attempt in range(max_restarts + 1):
+            os.environ[ATTEMPT] = str(attempt)
+            code = _run_once(command, count, folder, seen)
+            if code not in RESTARTABLE or seen.stop:
+                break
+            if folder is not None:
+                attempts.note(folder, "failed", code=code)
+            reached = _progress(folder)
+            stuck = 0 if reached > furthest else stuck + 1
+            furthest = max(furthest, reached)
+            refusal = _refuse_restart(code, stuck, attempt, max_restarts)
+            if refusal is not None:
+                _say(refusal)
+                break
+            _say(f"restart {attempt + 1} of at most {max_restarts}: all ranks start again, from the newest checkpoint.")
+        asked_by_machine = seen.stop and not seen.interrupts
+        return Outcome(UNFINISHED if code == DONE and asked_by_machine else code, seen.stop)
+
+
+def _run_once(command: list[str], count: int, folder: Path | None, seen: _Signals) -> int:
+    """Start the ranks once; return the exit code of their end."""
+    with tempfile.TemporaryDirectory(prefix="trimaran-") as reports:
+        agent = _Agent(command, count, reports)
         told: set[int] = set()
         while agent.is_alive():
             agent.join(0.1)
             if seen.interrupts > 1:
                 agent.send(signal.SIGKILL, agent.pids())
                 agent.join()
-                return Outcome(INTERRUPTED, stopped=True)
-            if seen.stop:
+                return INTERRUPTED
+            if _hang_reported(reports):  # what hangs does not hear that it should end, and no save can end well
+                agent.send(signal.SIGKILL, agent.pids())
+            elif seen.stop:
                 fresh = agent.pids() - told
                 agent.send(signal.SIGTERM, fresh)
                 told |= fresh
-        return Outcome(_explain(agent.result(), seen.stop), seen.stop)
+        return explain(agent.result(), folder, seen.stop)
+
+
+def _hang_reported(reports: str) -> bool:
+    """Say whether a rank has reported that one does not come on."""
+    for path in Path(reports).rglob("error.json"):
+        with contextlib.suppress(OSError, ValueError):  # being written
+            if json.loads(path.read_text()).get("kind") == HANG_KIND:
+                return True
+    return False
+
+
+def _progress(folder: Path | None) -> int:
+    """Return how far a run has come: the newest step that was saved, or begun by all of its ranks."""
+    if folder is None:
+        return -1
+    begun = min((record.step for record in read_records(folder)), default=0)
+    return max([begun, *saved_steps(folder / "checkpoints")[:1]])
+
+
+def _refuse_restart(code: int, stuck: int, attempt: int, max_restarts: int) -> str | None:
+    """Return why the ranks are not started again after a failure; None when they are."""
+    if attempt == max_restarts:
+        return f"no restart: run.max_restarts={max_restarts}; {_AGAIN}"
+    if stuck > (0 if code == BUG else 1):
+        return f"no restart: the run came no further than before; find the cause, then {_AGAIN}"
+    return None
+
+
+def _say(text: str) -> None:
+    print(f"trimaran: {text}", file=sys.stderr, flush=True)
 
 
 class _Agent(threading.Thread):
@@ -119,7 +189,7 @@ class _Signals:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # started with nohup: the terminal may close, the run goes on
             self._old[number] = signal.signal(number, self._note)
@@ -143,7 +213,8 @@ def _environment(count: int) -> Iterator[None]:
         "OMP_NUM_THREADS": str(max(1, cores // count)),
         **ALLOCATOR,
     }
-    fresh = {key: value for key, value in wanted.items() if key not in os.environ} | {LAUNCHER: str(os.getpid())}
+    fresh = {key: value for key, value in wanted.items() if key not in os.environ}
+    fresh |= {LAUNCHER: str(os.getpid()), ATTEMPT: "0"}
     os.environ.update(fresh)
     try:
         yield
@@ -161,50 +232,3 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logging.disable(level)
-
-
-def _explain(result: RunResult, stopping: bool) -> int:
-    """Print the failure that explains the others, if any; return the exit code."""
-    if not result.is_failed():
-        return 0
-    rank, failure = min(result.failures.items(), key=lambda item: (_precedence(item[1]), item[0]))
-    kind = _kind(failure)
-    if stopping and kind in ("ended", "echo"):
-        return 0  # the signal reached ranks that had not begun to train: there is nothing to save
-    if kind == "user":
-        print(f"trimaran: {failure.message}", file=sys.stderr)
-        return USER_ERROR
-    if kind in ("bug", "echo"):
-        print(f"rank {rank} failed:\n{failure.message}", file=sys.stderr, end="")
-    elif kind == "exit":
-        print(f"trimaran: rank {rank} exited with code {failure.exitcode}.", file=sys.stderr)
-    else:
-        hint = _HINTS.get(-failure.exitcode, "")
-        print(
-            f"trimaran: rank {rank} was ended by {failure.signal_name()}{hint}; start the same command again to "
-            "continue from the newest checkpoint.",
-            file=sys.stderr,
-        )
-    return BUG
-
-
-_HINTS: dict[int, str] = {
-    signal.SIGKILL: " (out of memory?)",
-    signal.SIGBUS: " (was a corpus or a checkpoint cut off while it was read, or is /dev/shm full?)",
-}
-
-# What explains a failed run, best first: `ended` ranks were stopped by the agent after a peer had failed.
-_KINDS = ("user", "bug", "signal", "exit", "echo", "ended")
-
-
-def _kind(failure: ProcessFailure) -> str:
-    reported = failure.error_file_data.get("kind")
-    if reported is not None:
-        return str(reported)
-    if failure.exitcode < 0:
-        return "ended" if failure.exitcode == -signal.SIGTERM else "signal"
-    return "exit"
-
-
-def _precedence(failure: ProcessFailure) -> int:
-    return _KINDS.index(_kind(failure))

@@ -15,6 +15,8 @@ from pathlib import Path
 from engine.checkpoint.manifest import MANIFEST, Manifest
 from engine.checkpoint.shard import Shard, fsync_folder, write_durably
 from engine.errors import CheckpointError
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
 
 _WHOLE = re.compile(r"step_(\d{8,18})")
 _TMP, _REPLACED, _ABANDONED = ".tmp", ".replaced", ".abandoned"
@@ -68,6 +70,7 @@ def sweep(folder: Path) -> None:
 
 def commit(folder: Path, manifest: Manifest) -> Path:
     """Make the written shards a checkpoint, in place of an older one of the same step; return its path."""
+    FLIGHT.background(phases.SAVE_MANIFEST, manifest.step)
     aside, whole = aside_path(folder, manifest.step), step_path(folder, manifest.step)
     for path in aside.iterdir():
         if path.name not in manifest.files:
@@ -76,10 +79,12 @@ def commit(folder: Path, manifest: Manifest) -> Path:
         if not (aside / name).is_file() or (aside / name).stat().st_size != file.size:
             raise CheckpointError(f"{aside / name} is not to be seen from rank 0: do all ranks share this folder?")
     write_durably(aside / MANIFEST, manifest.encode())
+    FLIGHT.background(phases.SAVE_RENAME, manifest.step)
     replaced = whole.with_name(whole.name + _REPLACED)
     if whole.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         whole.rename(replaced)
+        FLIGHT.background(phases.SAVE_REPLACED, manifest.step)
     try:
         aside.rename(whole)
     except OSError:

@@ -24,6 +24,8 @@ from engine.checkpoint.entry import Entry
 from engine.checkpoint.exchange import Exchange
 from engine.checkpoint.shard import Shard, Snapshot
 from engine.errors import CheckpointError
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
 
 _CLOSE_S = 30.0
 _MARGIN = 1.2  # free space wanted before a save, in checkpoints
@@ -123,10 +125,10 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def close(self) -> None:
+    def close(self, patience_s: float = 30.0) -> None:
         """Let a running save end, but not for long: another rank may be gone. Call `wait` first to be sure."""
         if self._thread is not None:
-            self._thread.join(_CLOSE_S)
+            self._thread.join(patience_s)
         self._exchange.close()
         if self._thread is not None:
             self._thread.join(1.0)
@@ -147,6 +149,7 @@ class CheckpointWriter:
         seconds = time.perf_counter() - job.begin
         stall_s = job.stall_s if self._asynchronous else seconds
         path = folders.step_path(self._folder, job.step)
+        FLIGHT.background(phases.SAVE_DONE, job.step)
         self._results.append(SaveResult(job.step, verdict.ok, verdict.error, verdict.bytes, seconds, stall_s, path))
 
     def _write(self, job: _Job) -> dict[str, Any]:
@@ -161,6 +164,7 @@ class CheckpointWriter:
                 return {"fault": fault}
             aside = folders.aside_path(self._folder, job.step)
             aside.mkdir(parents=True, exist_ok=True)
+            FLIGHT.background(phases.SAVE_SHARD, job.step)
             return self._snapshot.write(aside / folders.shard_name(self._rank)).to_plain()
         except Exception as error:
             return {"fault": self._describe(error)}
@@ -194,6 +198,7 @@ class CheckpointWriter:
             return _Verdict(False, str(error) if isinstance(error, CheckpointError) else self._describe(error), 0)
         size = sum(file.size for file in manifest.files.values())
         try:
+            FLIGHT.background(phases.SAVE_PRUNE, job.step)
             folders.prune(self._folder, job.step, self._keep_last, self._keep_every)
         except OSError as error:
             return _Verdict(True, f"older checkpoints could not be removed: {self._describe(error)}", size)

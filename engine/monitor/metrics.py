@@ -42,6 +42,7 @@ METRICS = {
         Metric("tflops_per_device", "throughput", "model TFLOP/s per rank (engine.monitor.flops)"),
         Metric("mfu_percent", "mfu(%)", "model FLOP/s as a share of the device's peak, percent"),
         Metric("memory_gib", "memory/max_active(GiB)", "most memory this rank has held, GiB"),
+        Metric("goodput", "goodput", "useful share of the run's time so far, 0 to 1 (engine.monitor.goodput)"),
         # with a step, every few seconds, of the GPU of the rank that writes (engine.monitor.nvml)
         Metric("gpu_power_w", "gpu/power(W)", "power drawn, watts"),
         Metric("gpu_temperature_c", "gpu/temperature(C)", "temperature, degrees Celsius"),
@@ -55,6 +56,7 @@ METRICS = {
         # after a validation
         Metric("valid_loss", "lm loss validation", "mean loss over the scored validation samples, nats per token"),
         Metric("valid_perplexity", "lm loss validation ppl", "exp(valid_loss)"),
+        Metric("valid_time_s", "time_metrics/validation(s)", "seconds that the validation took"),
         # after a checkpoint has become visible; `step` is the step it holds
         Metric("checkpoint_save_s", "ckpt/save_s", "seconds until the checkpoint was whole on disk"),
         Metric("checkpoint_stall_s", "ckpt/stall_s", "seconds of it that training waited"),

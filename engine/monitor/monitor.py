@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,9 @@ from engine.checkpoint.writer import SaveResult
 from engine.config import Config
 from engine.device import Device, local_rank
 from engine.errors import printable
+from engine.monitor import attempts
 from engine.monitor.console import make_console
+from engine.monitor.goodput import Account
 from engine.monitor.jsonl import JsonlSink
 from engine.monitor.metrics import INFO, WARN, Record
 from engine.monitor.nvml import Nvml
@@ -42,24 +45,44 @@ class Monitor:
         self._warned = False
         self.timeline = 0  # rollbacks so far
         self._nvml: Nvml | None = None
+        self._folder, self._account, self._accounted = folder, Account(), 0
         if is_writer:
             self._nvml = Nvml(Device.pick(config.run.device, local_rank()))
             self._sinks = _make_sinks(config, folder, self.event)
 
-    def begin(self, step: int, total: int, timeline: int = 0) -> None:
+    def begin(self, step: int, total: int, timeline: int = 0, born: float | None = None) -> None:
         """Start after `step` steps of `total`; what an earlier attempt logged of later ones is forgotten.
 
-        Records of steps that a rollback took back are of an earlier timeline, and stay.
+        Records of steps that a rollback took back are of an earlier timeline, and stay. `born` is when this process
+        began, in seconds since 1970; None: just now.
         """
         self.timeline = timeline
+        if self._sinks:
+            attempts.note(self._folder, "start", time=born or time.time())
+            attempts.begin(self._folder, step, timeline)
         for sink in self._sinks:
             sink.begin(step, total, timeline)
+        self._read_account()
+
+    def _read_account(self) -> None:
+        if self._sinks:
+            self._account, self._accounted = attempts.read_account(self._folder), self.timeline
+
+    def end(self, step: int) -> None:
+        """Note that the training came to its end, or to where it was asked to stop, and say where the time went."""
+        if self._sinks:
+            attempts.note(self._folder, "end", step=step)
+            self.event(attempts.read_account(self._folder).describe())
 
     def log(self, step: int, values: Record) -> None:
         """Send one record, keyed as in `engine.monitor.metrics`; `step` counts the steps made so far."""
         record: Record = {"step": step, "timeline": self.timeline, **values}
         if self._nvml is not None and "loss" in values:
             record.update(self._nvml.readings())
+        self._account.add(record)
+        if "loss" in record:
+            self._account.until = time.time()
+            record["goodput"] = self._account.goodput
         for sink in self._sinks:
             try:
                 sink.log(record)
@@ -67,11 +90,13 @@ class Monitor:
                 if not self._warned:
                     self._warned = True
                     self.event(f"metrics are being lost: {error}")
+        if self._accounted != self.timeline:  # a rollback took back steps that had counted
+            self._read_account()
 
-    def log_validation(self, step: int, loss: float) -> None:
-        """Record a validation: its mean loss, and the perplexity that follows."""
+    def log_validation(self, step: int, loss: float, seconds: float) -> None:
+        """Record a validation: its mean loss, the perplexity that follows, and the time it took."""
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        self.log(step, {"valid_loss": loss, "valid_perplexity": perplexity})
+        self.log(step, {"valid_loss": loss, "valid_perplexity": perplexity, "valid_time_s": seconds})
 
     def saved(self, result: SaveResult) -> None:
         """Record a checkpoint that is whole on disk; tell what went wrong with it, or with pruning after it."""

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.flight.recorder import FLIGHT, Entry
 from engine.mesh import Axis
 
 SUM, MAX, MIN = dist.ReduceOp.SUM, dist.ReduceOp.MAX, dist.ReduceOp.MIN
@@ -23,15 +24,19 @@ SUM, MAX, MIN = dist.ReduceOp.SUM, dist.ReduceOp.MAX, dist.ReduceOp.MIN
 class Handle:
     """Something in flight; `wait()` returns when its result may be used."""
 
-    def __init__(self, works: list[Any], finish: Callable[[], None] | None = None) -> None:
-        self._works, self._finish = works, finish
+    def __init__(self, works: list[Any], finish: Callable[[], None] | None = None, entry: Entry | None = None) -> None:
+        self._works, self._finish, self._entry = works, finish, entry
 
     def wait(self) -> None:
+        if self._entry is not None:
+            FLIGHT.wait(self._entry)
         for work in self._works:
             work.wait()
+        if self._entry is not None:
+            FLIGHT.done(self._entry)
         if self._finish is not None:
             self._finish()
-        self._works, self._finish = [], None
+        self._works, self._finish, self._entry = [], None, None
 
 
 DONE = Handle([])
@@ -41,8 +46,12 @@ def all_reduce(tensor: Tensor, axis: Axis, op: Any = SUM, asynchronous: bool = F
     """Reduce `tensor` in place over `axis`."""
     if axis.size == 1:
         return DONE
+    entry = FLIGHT.start("all_reduce", axis.name, tensor.nbytes, waits=not asynchronous)
     work = dist.all_reduce(tensor, op=op, group=axis.group, async_op=asynchronous)
-    return Handle([work] if asynchronous else [])
+    if asynchronous:
+        return Handle([work], entry=entry)
+    FLIGHT.done(entry)
+    return DONE
 
 
 def reduce_scatter(output: Tensor, tensor: Tensor, axis: Axis) -> Handle:
@@ -55,8 +64,9 @@ def reduce_scatter(output: Tensor, tensor: Tensor, axis: Axis) -> Handle:
         if output.data_ptr() != tensor.data_ptr():
             output.copy_(tensor)
         return DONE
+    entry = FLIGHT.start("reduce_scatter", axis.name, tensor.nbytes)
     if not _pairwise(axis):
-        return Handle([dist.reduce_scatter_single(output, tensor, group=axis.group, async_op=True)])
+        return Handle([dist.reduce_scatter_single(output, tensor, group=axis.group, async_op=True)], entry=entry)
     received = {peer: torch.empty_like(chunks[axis.rank]) for peer in range(axis.size) if peer != axis.rank}
 
     def add_up() -> None:
@@ -66,7 +76,7 @@ def reduce_scatter(output: Tensor, tensor: Tensor, axis: Axis) -> Handle:
             total.add_(part)
         torch.add(total, parts[-1], out=output)
 
-    return Handle(_exchange(axis, {peer: chunks[peer] for peer in received}, received), add_up)
+    return Handle(_exchange(axis, {peer: chunks[peer] for peer in received}, received), add_up, entry)
 
 
 def all_gather(output: Tensor, tensor: Tensor, axis: Axis) -> Handle:
@@ -76,23 +86,26 @@ def all_gather(output: Tensor, tensor: Tensor, axis: Axis) -> Handle:
         mine.copy_(tensor)
     if axis.size == 1:
         return DONE
+    entry = FLIGHT.start("all_gather", axis.name, output.nbytes)
     if not _pairwise(axis):
-        return Handle([dist.all_gather_single(output, mine, group=axis.group, async_op=True)])
+        return Handle([dist.all_gather_single(output, mine, group=axis.group, async_op=True)], entry=entry)
     chunks = output.chunk(axis.size)
     peers = [peer for peer in range(axis.size) if peer != axis.rank]
-    return Handle(_exchange(axis, dict.fromkeys(peers, mine), {peer: chunks[peer] for peer in peers}))
+    return Handle(_exchange(axis, dict.fromkeys(peers, mine), {peer: chunks[peer] for peer in peers}), entry=entry)
 
 
 def broadcast_bytes(data: bytes, axis: Axis, device: torch.device) -> bytes:
     """Return the first rank's `data` on every rank of `axis`."""
     if axis.size == 1:
         return data
+    entry = FLIGHT.start("broadcast", axis.name, len(data), waits=True)
     size = torch.tensor(len(data), device=device)
     dist.broadcast(size, group=axis.group, group_src=0)
     content = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
     if axis.is_first:
         content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else content)
     dist.broadcast(content, group=axis.group, group_src=0)
+    FLIGHT.done(entry)
     return bytes(content.tolist())
 
 

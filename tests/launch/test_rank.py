@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from engine.errors import DataError
+from engine.errors import DataError, EngineError, StabilityStop
+from engine.flight.failures import Hang
 from launch import rank
 from tests.launch.processes import REPO, environment
 
@@ -29,7 +30,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The error file of a rank started by our launcher (this process's parent, as far as the rank can tell)."""
     monkeypatch.setenv(rank.LAUNCHER, str(os.getppid()))
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    monkeypatch.setattr(rank, "_die_with", lambda launcher: None)
+    monkeypatch.setattr(rank, "_die_with", lambda launcher, number: None)
     return tmp_path / "error.json"
 
 
@@ -38,9 +39,13 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (DataError("no such file"), "user", 2),
         (ZeroDivisionError("ours"), "bug", 1),
-        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:1"), "echo", 1),
+        (StabilityStop("10 rollbacks are used up."), "stop", 17),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:1"), "echo", 76),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc] Timed out waiting 5000ms for recv"), "hang", 124),
+        (Hang("rank 1 does not come on."), "hang", 124),
         (RuntimeError("shapes differ"), "bug", 1),
-        (dist.DistNetworkError("the store went away"), "echo", 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "memory", 1),
+        (dist.DistNetworkError("the store went away"), "echo", 76),
     ],
 )
 def test_a_failure_is_reported_with_its_kind(report: Path, error: Exception, kind: str, code: int) -> None:
@@ -48,7 +53,7 @@ def test_a_failure_is_reported_with_its_kind(report: Path, error: Exception, kin
     written = json.loads(report.read_text())
     assert written["kind"] == kind
     assert str(error) in written["message"]
-    assert ("Traceback" in written["message"]) == (kind != "user")
+    assert ("Traceback" in written["message"]) == (not isinstance(error, EngineError | Hang))
 
 
 def test_success_and_interrupts_leave_no_report(report: Path) -> None:
@@ -57,10 +62,13 @@ def test_success_and_interrupts_leave_no_report(report: Path) -> None:
     assert not report.exists()
 
 
-def test_a_bug_is_left_to_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(rank.LAUNCHER, raising=False)
-    with pytest.raises(ZeroDivisionError):
-        rank.run_rank(throw(ZeroDivisionError()))
+def test_a_bug_keeps_its_traceback_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (rank.LAUNCHER, "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert rank.run_rank(throw(ZeroDivisionError())) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_mistake_is_printed_even_without_a_store(

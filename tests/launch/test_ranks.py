@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from launch.ranks import _refuse_restart
 from tests.launch.processes import REPO, environment
 
 LAUNCHER = str(REPO / "tests" / "launch" / "toy_launcher.py")
 TIMEOUT = 90
 
 
-def launch(what: str, folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+def launch(what: str, folder: Path, restarts: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, LAUNCHER, "2", what, str(folder)],
+        [sys.executable, LAUNCHER, "2", what, str(folder), str(restarts)],
         env=environment(**extra), capture_output=True, text=True, timeout=TIMEOUT, check=False,
     )  # fmt: skip
 
@@ -28,7 +29,7 @@ def launch(what: str, folder: Path, **extra: str) -> subprocess.CompletedProcess
 def training(tmp_path: Path) -> subprocess.Popen[str]:
     """A launcher whose two ranks are training, in a session of its own as under a terminal."""
     process = subprocess.Popen(
-        [sys.executable, LAUNCHER, "2", "train", str(tmp_path)],
+        [sys.executable, LAUNCHER, "2", "train", str(tmp_path), "0"],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     wait_until(lambda: all((tmp_path / f"pid{rank}").exists() for rank in range(2)))
@@ -75,7 +76,7 @@ def test_a_bug_shows_the_traceback_of_the_rank_that_has_it(tmp_path: Path) -> No
     done = launch("bug", tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("rank 1 failed:\nTraceback")
-    assert done.stderr.endswith("ZeroDivisionError: a bug of ours\n")
+    assert "ZeroDivisionError: a bug of ours\ntrimaran: no restart: run.max_restarts=0; start the same" in done.stderr
     assert done.stderr.count("Traceback") == 1
 
 
@@ -84,18 +85,45 @@ def test_a_bug_shows_the_traceback_of_the_rank_that_has_it(tmp_path: Path) -> No
 )
 def test_a_silent_death_is_named(tmp_path: Path, what: str, message: str) -> None:
     done = launch(what, tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 76
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("code", "stuck", "attempt", "restarts"),
+    [(76, 0, 2, True), (76, 1, 0, True), (76, 2, 0, False), (124, 1, 1, True), (1, 0, 0, True), (1, 1, 0, False),
+     (76, 0, 3, False)],
+)  # fmt: skip
+def test_ranks_start_again_only_while_that_may_help(code: int, stuck: int, attempt: int, restarts: bool) -> None:
+    """A death is given a second try even without progress, a bug is not."""
+    refusal = _refuse_restart(code, stuck, attempt, max_restarts=3)
+    assert (refusal is None) == restarts
+
+
+@pytest.mark.parametrize(("what", "code"), [("mistake-of-one", 2), ("ladder", 17)])
+def test_mistakes_and_the_end_of_the_ladder_are_never_tried_again(tmp_path: Path, what: str, code: int) -> None:
+    done = launch(what, tmp_path, restarts=3)
+    assert done.returncode == code
+    assert done.stderr.count("\n") == 1
+
+
+def test_ranks_that_die_once_go_on_at_the_next_start(tmp_path: Path) -> None:
+    done = launch("killed-once", tmp_path, restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert "rank 1 was ended by SIGKILL" in done.stderr
+    assert "restart 1 of at most 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
+)
 def test_a_signal_reaches_each_rank_once_and_the_end_is_clean(
-    tmp_path: Path, training: subprocess.Popen[str], number: signal.Signals
+    tmp_path: Path, training: subprocess.Popen[str], number: signal.Signals, code: int
 ) -> None:
     os.killpg(training.pid, number)  # as a terminal does: the whole foreground process group
     output, errors = training.communicate(timeout=TIMEOUT)
-    assert (training.returncode, output, errors) == (0, "stopped\n", "")
+    assert (training.returncode, output, errors) == (code, "stopped\n", "")
     assert [(tmp_path / f"saved{rank}").read_text() for rank in range(2)] == ["1 signals"] * 2
 
 

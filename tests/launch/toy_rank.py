@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from engine.errors import DataError
+from engine.errors import DataError, StabilityStop
+from engine.flight.recorder import attempt
 from launch.rank import leave, run_rank
 
 
@@ -39,9 +40,12 @@ def fail_beside_a_peer(what: str, rank: int) -> int:
             raise DataError("shard 1 is gone; restore it.")
         if what == "bug":
             raise ZeroDivisionError("a bug of ours")
-        if what == "killed":
+        if what == "ladder":
+            raise StabilityStop("10 rollbacks are used up; look at the data.")
+        if what == "killed" or (what == "killed-once" and attempt() == 0):
             os.kill(os.getpid(), signal.SIGKILL)
     dist.all_reduce(torch.ones(1))
+    dist.destroy_process_group()
     return 0
 
 

@@ -30,12 +30,12 @@ def test_a_run_and_its_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[
         monitor.begin(begin, 3)
         for step in range(begin + 1, 4):
             monitor.log(step, step_values())
-        monitor.log_validation(3, 2.0)
+        monitor.log_validation(3, 2.0, 0.25)
         monitor.saved(SaveResult(3, True, None, 1000, 0.5, 0.1, tmp_path))
         monitor.close()
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2, 3]
     assert rows(tmp_path)[-2:] == [
-        {"step": 3, "timeline": 0, "valid_loss": 2.0, "valid_perplexity": math.exp(2.0)},
+        {"step": 3, "timeline": 0, "valid_loss": 2.0, "valid_perplexity": math.exp(2.0), "valid_time_s": 0.25},
         {"step": 3, "timeline": 0, "checkpoint_save_s": 0.5, "checkpoint_stall_s": 0.1, "checkpoint_bytes": 1000},
     ]
     assert all(key in METRICS for row in rows(tmp_path) for key in row if key != "step")
@@ -47,7 +47,7 @@ def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[st
     monitor.event("hello")
     monitor.begin(0, 1)
     monitor.log(1, step_values())
-    monitor.log_validation(1, 1e9)
+    monitor.log_validation(1, 1e9, 0.1)
     monitor.close()
     assert capsys.readouterr().out == ""
     assert os.listdir(tmp_path) == []

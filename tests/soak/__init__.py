@@ -1,1 +1,1 @@
-"""Long trials of a run's survival; never part of the test suite. `make soak` starts them."""
+"""What takes minutes to hours to prove; never part of the test suite. `make soak` starts it."""

@@ -88,8 +88,8 @@ def test_resume_on_another_layout_is_within_rounding(finished: Path, tmp_path: P
     equal(step_folder(tmp_path, STEPS), step_folder(finished, STEPS), tolerance=1e-3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_signals_finish_the_step_save_and_exit_0(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGUSR1, 75)])
+def test_stop_signals_finish_the_step_and_save(tmp_path: Path, number: signal.Signals, code: int) -> None:
     corpus(tmp_path)
     process = start(tmp_path, "parallel.dp=2", "train.steps=100000", "checkpoint.interval=0")
     wait_for(tmp_path, 2, process)
@@ -98,7 +98,7 @@ def test_stop_signals_finish_the_step_save_and_exit_0(tmp_path: Path, number: si
     else:
         process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == code, output
     last = metrics(tmp_path)[-1]["step"]
     assert step_folder(tmp_path, last).is_dir(), output
     assert "Traceback" not in output

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from engine.flight import phases
+from engine.flight.recorder import FLIGHT
 from engine.parallel.pipeline.links import Links, Wire
 from engine.parallel.pipeline.schedule import Action, Kind, Schedule
 from engine.parallel.pipeline.stopwatch import Stopwatch
@@ -102,9 +104,11 @@ class Executor:
         return [losses[micro] for micro in sorted(losses)]
 
     def _forward(self, action: Action, micro_batch: Any, losses: dict[int, Tensor]) -> None:
-        hidden = self._links.receive(action)
+        hidden = self._receive(action)
         if hidden is not None and self._training:
             hidden.requires_grad_()
+        if self._training:
+            FLIGHT.phase(phases.FORWARD)
         start = self._stopwatch.mark()
         output = self._chunks[action.chunk](hidden, micro_batch)
         self._stopwatch.note(action, start)
@@ -118,13 +122,20 @@ class Executor:
             self._in_flight[action.micro, action.chunk] = _InFlight(hidden, kept)
 
     def _backward(self, action: Action, loss_scale: Tensor | None) -> None:
-        gradient = self._links.receive(action)
+        gradient = self._receive(action)
         left = self._in_flight.pop((action.micro, action.chunk))
         if isinstance(left.output, Tensor) and loss_scale is not None:
             gradient = loss_scale.to(left.output.dtype)
+        FLIGHT.phase(phases.BACKWARD)
         start = self._stopwatch.mark()
         torch.autograd.backward(left.output, gradient)
         self._stopwatch.note(action, start)
         if left.hidden is not None:
             assert left.hidden.grad is not None, f"the chunk of {action} does not use its input"
             self._links.send(action, left.hidden.grad)
+
+    def _receive(self, action: Action) -> Tensor | None:
+        """Return the input of `action`; evaluation is one phase as a whole."""
+        if self._training and self._links.waits_for(action):
+            FLIGHT.phase(phases.P2P)
+        return self._links.receive(action)

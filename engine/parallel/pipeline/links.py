@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.flight.recorder import FLIGHT, Entry
 from engine.parallel.pipeline.schedule import Action, Kind
 from engine.parallel.pipeline.traffic import Message
 
@@ -39,6 +40,12 @@ class _Transfer:
     message: Message
     tensor: Tensor
     work: dist.Work
+    entry: Entry
+
+    def wait(self) -> None:
+        FLIGHT.wait(self.entry)
+        self.work.wait()
+        FLIGHT.done(self.entry)
 
 
 class _Lane:
@@ -78,14 +85,15 @@ class _Lane:
         self.post_until(message.order)
         self._advance(message)
         peer = self._rank_of(message.receiver)
+        entry = FLIGHT.start("send", "pp", tensor.nbytes, peer)
         work = dist.isend(tensor, peer, group=self._group, tag=message.tag)
         assert work is not None, "this rank is not in the group of its own pipeline"
-        return _Transfer(message, tensor, work)
+        return _Transfer(message, tensor, work, entry)
 
     def receive(self, message: Message) -> Tensor:
         """Wait for `message`; everything that precedes it must have been started."""
         transfer = self._receiving.pop(message.order)
-        transfer.work.wait()
+        transfer.wait()
         return transfer.tensor
 
     def _post_receive(self) -> None:
@@ -93,9 +101,11 @@ class _Lane:
         assert message.receiver == self._stage, f"{message} should have been sent before"
         self._advance(message)
         tensor = self._wire.empty()
-        work = dist.irecv(tensor, self._rank_of(message.sender), group=self._group, tag=message.tag)
+        peer = self._rank_of(message.sender)
+        entry = FLIGHT.start("receive", "pp", tensor.nbytes, peer)
+        work = dist.irecv(tensor, peer, group=self._group, tag=message.tag)
         assert work is not None, "this rank is not in the group of its own pipeline"
-        self._receiving[message.order] = _Transfer(message, tensor, work)
+        self._receiving[message.order] = _Transfer(message, tensor, work, entry)
 
     def _advance(self, message: Message) -> None:
         assert self._messages[self._next] is message, f"{message} is out of order"
@@ -137,6 +147,11 @@ class Links:
             lane.start()
             lane.post_ahead()
 
+    def waits_for(self, action: Action) -> bool:
+        """Say whether the input of `action` comes from another stage."""
+        message = self._inbox.get(action)
+        return message is not None and message.sender != self._stage
+
     def receive(self, action: Action) -> Tensor | None:
         """Return the input of `action`, a tensor of the wire's shape; None where the pipeline begins."""
         message = self._inbox.get(action)
@@ -165,7 +180,7 @@ class Links:
     def finish(self) -> None:
         """Wait for the sends that are still under way."""
         for transfer in self._sending:
-            transfer.work.wait()
+            transfer.wait()
         self._sending.clear()
 
     def _retire(self, received: Message) -> None:
@@ -178,7 +193,7 @@ class Links:
         for transfer in self._sending:
             sent = transfer.message
             if sent.receiver == received.sender and sent.used_at <= received.produced_at:
-                transfer.work.wait()
+                transfer.wait()
             elif not transfer.work.is_completed():
                 under_way.append(transfer)
         self._sending = under_way

@@ -1,0 +1,14 @@
+"""The exit codes of a run, of its launcher and of its ranks alike."""
+
+from __future__ import annotations
+
+DONE = 0  # the run is done, or was asked to stop by Ctrl-C and has saved
+BUG = 1  # an error that is not explained by any of the below
+USER_ERROR = 2  # a mistake that one line explains
+LADDER_STOP = 17  # the stability ladder came to its end: nobody should start it again unchanged
+UNFINISHED = 75  # asked to stop by SIGTERM, SIGHUP or SIGUSR1, and has saved: start it again (EX_TEMPFAIL)
+DIED = 76  # a rank died, or lost a peer that did
+HANG = 124  # a rank did not come on within the time-out (as timeout(1) says it)
+INTERRUPTED = 130  # a second Ctrl-C
+
+RESTARTABLE = (BUG, DIED, HANG)
