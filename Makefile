@@ -6,6 +6,7 @@
 #   make test             lint, types, tests; ARGS=... are for pytest, such as ARGS="tests/monitor -x"
 #   make lint             lint and types only
 #   make bench            measure against plain torch (some minutes; ARGS=--quick only shows that it works)
+#   make soak             play the fault matrix (an hour; ARGS=--quick, ARGS="--only F1,F12", ARGS="--seed 7")
 #   make clean            remove .venv and what the build left (not runs/)
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help setup train test lint bench clean
+.PHONY: help setup train test lint bench soak clean
 
 help:
 	@sed -n 's/^#  *make/  make/p' Makefile
@@ -30,6 +31,9 @@ test: lint
 
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)
+
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.matrix $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
