@@ -236,12 +236,12 @@ def hang_leaves_stacks(fault: dict[str, Any]) -> Play:
 def second_job(stage: Stage) -> None:
     """It is refused in one line that names the first, which goes on undisturbed."""
     folder = stage.scene("case")
-    slow = [{"what": "sleep", "rank": 0, "step": 5, "steps": 4, "seconds": 3}]
-    first = stage.start(stage.words(folder, stage.layout, plan(slow)))
-    stage.wait_for(lambda: len(metrics(folder)) >= 2, first)
+    first = stage.start(stage.words(folder, stage.layout, plan([{"what": "stop", "rank": 0, "step": 5}])))
+    stage.wait_for(lambda: len(metrics(folder)) >= 4, first)
     second = stage.run(folder, stage.layout)
     second.expect("is in use by process", code=2)
     assert second.output.count("trimaran:") == 1
+    os.kill(ranks_of(folder / "default")[0], signal.SIGCONT)
     stage.finish(first).expect()
     stage.expect_equal(folder, stage.layout)
 
@@ -311,7 +311,7 @@ def odd_names(stage: Stage) -> None:
     """Names that file systems allow."""
     folder = stage.scene("a b/ünïcødé 船/" + "/".join(["long" * 12] * 6))
     kill = [{"what": "kill", "rank": 1, "step": 6}]
-    outcome = stage.run(folder, stage.layout, plan(kill), f"run.root='{folder}'", "run.name='my run'")
+    outcome = stage.run(folder, stage.layout, plan(kill), "run.name='my run'")
     outcome.expect("restart 1 of")
     stage.expect_equal(folder, stage.layout, name="my run")
 
