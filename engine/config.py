@@ -26,6 +26,8 @@ class ModelConfig:
     vocab_multiple: int = 64  # rounding for vocab_size=null; independent of the layout
     norm: str = "rmsnorm"  # rmsnorm | layernorm
     norm_eps: float = 1e-5
+    qk_norm: bool = False  # a `norm` over each head of q and of k, before positions (arXiv 2302.05442)
+    embedding_norm: bool = False  # a `norm` right after the token embedding (BLOOM, arXiv 2211.05100)
     positions: str = "rope"  # rope | learned
     rope_theta: float = 10000.0
     max_positions: int = 2048  # rows of the learned position table; upper bound of data.seq_len for it
@@ -37,6 +39,7 @@ class ModelConfig:
     hidden_dropout: float = 0.0  # after attention, after the feed-forward layer
     attention_dropout: float = 0.0  # on the attention probabilities
     embedding_dropout: float = 0.0  # on the sum of the embeddings
+    embedding_grad: float = 1.0  # share of the gradient that token look-ups receive (GLM-130B, arXiv 2210.02414: 0.1)
     init_std: float = 0.02  # standard deviation of normal weight initialisation
     scaled_init: bool = True  # output projections start with init_std / sqrt(2 * layers) (GPT-2)
 
@@ -88,14 +91,25 @@ class OptimConfig:
     min_lr: float = 3e-5  # learning rate at the end of the decay
     schedule: str = "cosine"  # constant | cosine | linear | inverse_sqrt | wsd
     warmup_steps: int = 0  # linear warm-up from 0
-    decay_steps: int | None = None  # step at which min_lr is reached; null: train.steps
+    restart_steps: int | None = None  # steps after which warm-up and decay begin anew (arXiv 1608.03983); null: never
+    decay_steps: int | None = None  # step at which min_lr is reached; null: restart_steps, or train.steps
     wsd_decay_fraction: float = 0.1  # share of decay_steps that wsd spends on its final decay
     beta1: float = 0.9
     beta2: float = 0.95
+    beta2_schedule: str = "constant"  # constant | palm: 1 - step^-0.8, without bias corrections (arXiv 2204.02311)
     eps: float = 1e-8
     weight_decay: float = 0.1  # for matrices; norms and biases are never decayed
     decay_embeddings: bool = True  # apply weight decay to embedding tables too
-    clip: float = 1.0  # largest global gradient norm; 0: no clipping
+    clip: float = 1.0  # largest global gradient norm, in every clip_mode; 0: no fixed limit
+    clip_mode: str = "global"  # global | zclip (arXiv 2504.02507) | adagc (arXiv 2502.11034): see engine.optim.clipping
+    clip_z: float = 2.5  # zclip: deviations above the usual norm from which on it is clipped
+    clip_relative: float = 1.05  # adagc: largest norm of a tensor's gradient, in units of its usual one
+    clip_memory: float | None = None  # weight of the past in what is usual; null: 0.97 for zclip, 0.98 for adagc
+    clip_warmup: int | None = None  # updates that only learn what is usual; null: 25 for zclip, 100 for adagc
+    update_clip: float = 0.0  # StableAdamW (arXiv 2304.13013): damp a tensor's update whose RMS exceeds this; 0: off
+    max_update_ratio: float = (
+        0.0  # skip updates above this times the norm of the weights (first ones are large); 0: off
+    )
 
 
 @dataclass
@@ -116,6 +130,7 @@ class TrainConfig:
     micro_batch: int = 4  # samples per forward pass of one replica
     global_batch: int = 8  # samples per optimizer step
     ramp: list[int] | None = None  # [first batch, increment, samples]: batch-size ramp-up (as Megatron's)
+    z_loss: float = 0.0  # weight of log(Z)^2 in the loss (PaLM, arXiv 2204.02311: 1e-4); validations are without it
     seed: int = 1234
     eval_interval: int = 50  # steps between validations; 0: only at the end
     eval_samples: int = 64  # samples of the validation split that are scored
@@ -187,6 +202,7 @@ class CheckpointConfig:
     asynchronous: bool = True  # write in the background
     load: str = "auto"  # auto: newest whole one of the run folder | none | path of a run or checkpoint folder
     load_optimizer: bool = True  # with load=PATH of another run: also moments, step and data position
+    accept_changes: list[str] = field(default_factory=list)  # of train.seed, data.seq_len, data.split, data.paths
 
 
 @dataclass
@@ -196,8 +212,10 @@ class MonitorConfig:
     console: str = "auto"  # auto | rich | plain | off
     wandb: str = "off"  # off | auto (online when logged in, else offline) | offline | online
     wandb_project: str = "trimaran"
+    tensorboard: bool = False  # also write TensorBoard's event files, into tensorboard/ of the run folder
     straggler_factor: float = 2.0  # warn of a rank that works this many times as long as the others; 0: never
     peak_tflops: float = 0.0  # of one device, for MFU; 0: known from the device's name, else FLOP/s only
+    pipeline_interval: int = 100  # steps between those whose pipeline actions are timed, for the report; 0: none
 
 
 @dataclass

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -50,6 +52,18 @@ class Device:
         """Wait until everything queued on the device is done; nothing to do on a CPU."""
         if self.is_cuda:
             torch.cuda.synchronize(self.torch_device)
+
+    def mark(self) -> float | torch.cuda.Event:
+        """Return this moment in the order of the device's work, for `seconds_between`."""
+        if self.is_cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+        return time.perf_counter()
+
+    def seconds_between(self, first: Any, last: Any) -> float:
+        """Return the seconds from one `mark` to another; on CUDA all queued work must be done (`synchronize`)."""
+        return first.elapsed_time(last) / 1000 if self.is_cuda else last - first
 
     def peak_memory(self) -> int:
         """Return the most memory this rank has held, in bytes (allocator on CUDA, resident set on a CPU)."""

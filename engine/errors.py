@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator
 class EngineError(Exception):
     """A mistake in what the user gave us; the text is one line with a way out."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class ConfigError(EngineError):
     """A configuration that cannot run."""
@@ -46,6 +49,11 @@ def explained(what: str, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(f"{what}: {error.strerror or error}; {advice}.") from None
+
+
+def printable(text: str) -> str:
+    """Return `text` with line ends, terminal escapes and lone surrogates spelled out: it may quote a hostile file."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

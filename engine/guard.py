@@ -126,7 +126,8 @@ class Guard:
         news = news_at(step, self._known, records)
         if news is not None:
             self.watch.rolled_back(news)
-        if rewarms_at(self.done, step):
+        restart = self.config.optim.restart_steps
+        if rewarms_at(self.done, step) or (restart and step and step % restart == 0):
             self.watch.warm_up_begins()
         if all(action.to <= step for action in actions(records[self._known :]) if action.kind == ROLLBACK):
             self._known = len(records)

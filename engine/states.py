@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from engine.checkpoint import folder as folders
-from engine.checkpoint import state
+from engine.checkpoint import resume, state
 from engine.checkpoint.memory import HostStates
 from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint, read_manifest
 from engine.checkpoint.writer import CheckpointWriter
@@ -46,9 +46,11 @@ class States:
             store=dist.distributed_c10d._get_default_store(), keep_last=settings.keep_last,
             keep_every=settings.keep_every, asynchronous=settings.asynchronous,
         )  # fmt: skip
+        self._entries = list(state.entries(stepper.optimizer))  # once: they are views of the state as it goes on
         wanted = config.stability.watch and config.stability.rollback
-        self.memory = HostStates(stepper.optimizer.tensors(), config.stability.snapshot_mb * 2**20 if wanted else 0.0)
+        self.memory = HostStates(stepper.state_tensors(), config.stability.snapshot_mb * 2**20 if wanted else 0.0)
         self.step, self.consumed = 0, 0
+        self.changes: list[str] = []  # of the configuration, since the checkpoint that is continued
         self.scaler = _scaler(config)
         self.last_save = self.last_saved = -1  # the step of the newest save, and of the newest that succeeded
 
@@ -66,6 +68,8 @@ class States:
                 "Write another run.name, or checkpoint.load=auto to continue."
             )
         self._restore(checkpoint)
+        for change in self.changes:
+            self.monitor.event(change)
         if pending is not None:
             self.guard.commit()
         return checkpoint
@@ -131,11 +135,13 @@ class States:
             return
         own = self._is_own(checkpoint)
         whole = own or self._takes_over_all(checkpoint.meta)
-        state.expect_model(checkpoint, self.config.model)
-        self.stepper.optimizer.forget()
+        resume.check_model(checkpoint, self.config, self.about["vocab_size"])
+        self.changes = resume.check_run(checkpoint, self.config, self.about["data"]) if whole else []
+        self.stepper.forget()
         state.restore(self.stepper.optimizer, checkpoint, moments=whole)
         if whole:
             self.stepper.optimizer.step_count.fill_(float(checkpoint.meta["optimizer_steps"]))
+            self.stepper.clipping.load(checkpoint.meta.get("clipping"))
         self._resume(checkpoint.step if whole else 0, checkpoint.meta if whole else None, own=own)
         self.last_save = self.last_saved = checkpoint.step if own else -1
 
@@ -168,8 +174,9 @@ class States:
         meta = {
             "config": dataclasses.asdict(self.config), **self.about, **self._progress(),
             "optimizer_steps": self.stepper.optimizer.step_count.item(),
+            "clipping": self.stepper.clipping.to_plain(),
         }  # fmt: skip
-        self.writer.save(self.step, state.entries(self.stepper.optimizer), meta)
+        self.writer.save(self.step, self._entries, meta)
         self.last_save = self.step
 
     def _progress(self) -> dict[str, Any]:

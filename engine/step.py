@@ -6,6 +6,7 @@ tensors. Data, checkpoints and metrics live in `engine.trainer`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +14,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from engine.config import Config
+from engine.config import Config, OptimConfig
 from engine.data.batch import MicroBatch
 from engine.device import DTYPES, Device
 from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 from engine.flight.stragglers import BusyClock
 from engine.mesh import Mesh
-from engine.models.transformer import Chunk, make_pass
+from engine.models.transformer import Chunk, make_pass, parameter_shapes
 from engine.ops.philox import make_key
 from engine.optim.adamw import AdamWSettings, ShardedAdamW
+from engine.optim.clipping import CLIP_MODES
+from engine.optim.schedules import second_beta
 from engine.parallel.buckets import Buckets
 from engine.parallel.collectives import all_reduce
 from engine.parallel.head_loss import Share
@@ -30,6 +33,7 @@ from engine.parallel.linear import TensorParallel
 from engine.parallel.pipeline.executor import Executor
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build, forward_only
+from engine.parallel.pipeline.stopwatch import Stopwatch
 from engine.parallel.sharding import EMBEDDING, VECTOR, Piece
 from engine.stability.signals import NO_LIMITS, Limits
 
@@ -39,9 +43,9 @@ class StepResult:
     """What a step tells, equal on every rank (0-dim tensors on the device, not yet read).
 
     `loss` is the mean over the unmasked tokens of the global batch, `grad_norm` the global norm before clipping,
-    `applied` 1 when the update was made and 0 when every rank skipped it, since something was not finite or beyond
-    the limits; `stop` counts the ranks that were asked to stop; `busy_s` [world] is how long each rank worked since
-    the step before.
+    `applied` 1 when the update was made and 0 when every rank skipped it, since something was not finite, beyond the
+    limits or too large for the weights; `stop` counts the ranks that were asked to stop; `busy_s` [world] is how long
+    each rank worked since the step before.
     """
 
     loss: Tensor
@@ -72,13 +76,16 @@ class StepValues:
 class Gradients:
     """What a forward and backward pass over a global batch left: numbers here, the gradients in the buckets.
 
-    0-dim float64 tensors on the device, equal on every rank: the loss, the global gradient norm before clipping, and
-    the number of ranks that were asked to stop; [world] the time that each rank worked since the last such pass;
-    `loss_scale` is what the gradients are still multiplied by.
+    Float64 tensors on the device, equal on every rank and 0-dim where not said: the loss, the global gradient norm
+    before clipping, the norm of each tensor ([1] where tensors are not told apart), the number of ranks that were asked
+    to stop, and [world] the time that each rank worked since the last such pass; `loss_scale` is what the gradients are
+    still multiplied by.
     """
 
+    step: int
     loss: Tensor
     norm: Tensor
+    norms_t: Tensor
     stops: Tensor
     busy_s: Tensor
     loss_scale: float
@@ -95,9 +102,14 @@ class Stepper:
         self.virtual = config.parallel.virtual_stages
         self.chunks = self._build_chunks(vocab)
         self.buckets = self._build_buckets()
-        self.optimizer = ShardedAdamW(self.buckets, _adamw_settings(config))
+        clipping = CLIP_MODES[config.optim.clip_mode]
+        by_tensor = clipping.per_tensor or config.optim.update_clip > 0
+        sizes = {n: math.prod(s) for n, s in parameter_shapes(config.model, vocab).items()} if by_tensor else {}
+        self.optimizer = ShardedAdamW(self.buckets, _adamw_settings(config.optim), sizes, mesh.world)
+        self.clipping = clipping(config.optim, list(sizes), device.torch_device)
         self._step, self._loss_factor, self._loss_scale = 0, self._scalar(1.0), self._scalar(1.0)
         self._executors: dict[tuple[int, int, bool], Executor] = {}
+        self.stopwatch = Stopwatch(device)  # of the pipeline's actions
         self.clock = BusyClock(device)
 
     def _build_chunks(self, vocab: int) -> list[Chunk]:
@@ -112,7 +124,7 @@ class Stepper:
         for virtual in range(mesh.pp.rank, len(ranges), mesh.pp.size):
             chunks.append(
                 Chunk(c.model, vocab, ranges[virtual], self.tp, kv_axis=kv_axis, embedding_axis=mesh.embedding,
-                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb)
+                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb, z_loss=c.train.z_loss)
             )  # fmt: skip
         return chunks
 
@@ -136,9 +148,18 @@ class Stepper:
 
     def initialise(self) -> None:
         """Draw all weights, the same numbers in every layout, and forget all moments."""
-        self.optimizer.forget()
+        self.forget()
         draw = partial(Piece.draw, seed=self.config.train.seed, dtype=self.main_dtype, device=self.device.torch_device)
         self.optimizer.set_masters(lambda piece: draw(piece))
+
+    def forget(self) -> None:
+        """Begin anew, but for the weights: no moments, no updates made, nothing learnt for clipping."""
+        self.optimizer.forget()
+        self.clipping.load(None)
+
+    def state_tensors(self) -> list[Tensor]:
+        """Return every tensor that holds state of mine: a copy of them all is a state to go back to."""
+        return [*self.optimizer.tensors(), self.clipping.state]
 
     def run(
         self, step: int, micro_batches: list[MicroBatch], lr: float, loss_scale: float = 1.0, stop: bool = False
@@ -159,21 +180,26 @@ class Stepper:
         FLIGHT.phase(phases.REDUCE)
         self.buckets.finish()
         FLIGHT.phase(phases.NORM)
-        loss, norm_squared, stops, busy = self._sum_over_world(losses, self.optimizer.norm_squared(), stop)
-        return Gradients(loss, norm_squared.sqrt() / loss_scale, stops, busy, loss_scale)
+        loss, stops, busy, squares_t = self._sum_over_world(losses, stop, self.optimizer.squares())
+        norm, norms_t = squares_t.sum().sqrt() / loss_scale, squares_t.sqrt() / loss_scale
+        return Gradients(step, loss, norm, norms_t, stops, busy, loss_scale)
 
     def update(
         self, gradients: Gradients, lr: float, limits: Limits = NO_LIMITS, clip_factor: float = 1.0
     ) -> StepResult:
-        """Update the weights with the gradients in the buckets, unless they are not finite or beyond `limits`."""
-        loss, norm = gradients.loss, gradients.norm
+        """Update the weights with the gradients in the buckets, unless they are not finite or beyond `limits`, or the
+        update is too large for the weights."""
+        loss, norm, optim = gradients.loss, gradients.norm, self.config.optim
         keep = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limits.loss) & (norm <= limits.grad_norm)
-        clip = self.config.optim.clip * clip_factor
-        factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else torch.ones_like(norm)
+        factor = self.clipping.factor(norm, gradients.norms_t, optim.clip * clip_factor)
         FLIGHT.phase(phases.OPTIMIZER)
-        self.optimizer.step(lr, (factor / gradients.loss_scale).to(self.main_dtype), keep.to(self.main_dtype))
+        made = self.optimizer.step(
+            lr, (factor / gradients.loss_scale).to(self.main_dtype), keep.to(self.main_dtype),
+            beta2=second_beta(gradients.step, optim),
+        )  # fmt: skip
+        self.clipping.accept(made)
         FLIGHT.phase(phases.READ)
-        return StepResult(loss, norm, keep.to(norm.dtype), gradients.stops, gradients.busy_s)
+        return StepResult(loss, norm, made.to(norm.dtype), gradients.stops, gradients.busy_s)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Return the mean loss over the unmasked tokens of all replicas' `micro_batches`, without training."""
@@ -182,7 +208,7 @@ class Stepper:
         for chunk in self.chunks:
             chunk.eval()
         losses = self._executor(batches, train=False).run(batches)
-        return self._sum_over_world(losses, torch.zeros((), device=self.device.torch_device), stop=False)[0]
+        return self._sum_over_world(losses, False, torch.zeros(0, device=self.device.torch_device))[0]
 
     def _token_share(self, batches: list[MicroBatch]) -> Tensor:
         """Return 1 / (unmasked tokens of the global batch): the one place where the loss is normalised."""
@@ -196,10 +222,10 @@ class Stepper:
         all_reduce(total, self.mesh.dp)
         return 1.0 / total.clamp(min=1.0)  # a batch without any token to learn from has a loss of 0
 
-    def _sum_over_world(self, losses: list[Tensor], norm_squared: Tensor, stop: bool) -> tuple[Tensor, ...]:
-        """Add up losses (held by the last stage, equal over tp), squared norms and votes to stop, in float64.
+    def _sum_over_world(self, losses: list[Tensor], stop: bool, squares_t: Tensor) -> tuple[Tensor, ...]:
+        """Add up losses (held by the last stage, equal over tp), votes to stop and squared norms, in float64.
 
-        The fourth tensor [world] is the time that each rank was busy since the call before.
+        The third tensor [world] is the time that each rank was busy since the call before.
         """
         loss = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
         if self.mesh.is_last_stage and self.mesh.tp.is_first:
@@ -207,9 +233,10 @@ class Stepper:
         votes = torch.full_like(loss, float(stop))
         busy = torch.zeros(self.mesh.world.size, dtype=torch.float64, device=loss.device)
         busy[self.mesh.world.rank].fill_(self.clock.lap())  # a fill, not a copy from the host: nothing waits
-        sums = torch.cat([torch.stack([loss, norm_squared.double(), votes]), busy])
+        sums = torch.cat([loss[None], votes[None], busy, squares_t.double()])
         all_reduce(sums, self.mesh.world)
-        return *sums[:3].unbind(), sums[3:]
+        squares_at = 2 + len(busy)
+        return sums[0], sums[1], sums[2:squares_at], sums[squares_at:]
 
     def _forward(self, chunk: Chunk, hidden_bsh: Tensor | None, micro: MicroBatch) -> Tensor:
         """Run one chunk; the last one returns its micro-batch's share of the global mean loss."""
@@ -244,14 +271,17 @@ class Stepper:
                 stage=self.mesh.pp.rank, stages=stages, chunks=[partial(self._forward, chunk) for chunk in self.chunks],
                 schedule=schedule, activation_group=activations, gradient_group=gradients,
                 rank_of=self.mesh.pp.ranks.__getitem__, shape=shape, dtype=self.dtype, device=self.device.torch_device,
+                stopwatch=self.stopwatch,
             )  # fmt: skip
             self._executors[(len(batches), samples, train)] = found
         return found
 
 
-def _adamw_settings(config: Config) -> AdamWSettings:
-    optim = config.optim
-    return AdamWSettings(optim.beta1, optim.beta2, optim.eps, optim.weight_decay)
+def _adamw_settings(optim: OptimConfig) -> AdamWSettings:
+    return AdamWSettings(
+        optim.beta1, optim.beta2, optim.eps, optim.weight_decay, corrects_bias=optim.beta2_schedule == "constant",
+        update_clip=optim.update_clip, max_update_ratio=optim.max_update_ratio,
+    )  # fmt: skip
 
 
 def _end_costs(config: Config, vocab: int) -> tuple[float, float]:

@@ -36,7 +36,9 @@ from engine.guard import Guard, signals_of
 from engine.mesh import HANG_GRACE_S, Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
+from engine.monitor.metrics import ERROR, INFO, WARN
 from engine.monitor.monitor import Monitor
+from engine.monitor.pipeline_times import PipelineTimes
 from engine.ops import backend
 from engine.optim.schedules import global_batch, learning_rate, plan
 from engine.parallel.drift import drifted_ranks
@@ -56,8 +58,8 @@ def _leave(text: str) -> None:
     os._exit(1)
 
 
-def train(config: Config, on_hang: OnHang = _leave) -> int:
-    """Run this rank's part of the training to its end; return the exit code (0 also when asked to stop).
+def train(config: Config, until: int | None = None, on_hang: OnHang = _leave) -> int:
+    """Run this rank's part of the training to its end, or to step `until`; return 0, also when asked to stop.
 
     `on_hang` must end the process; it gets one line when the training of this rank stands still.
     """
@@ -69,7 +71,7 @@ def train(config: Config, on_hang: OnHang = _leave) -> int:
         with StopRequest() as stop:
             trainer = Trainer(config, device, on_hang)
             try:
-                return trainer.fit(stop)
+                return trainer.fit(stop, until)
             except Exception as error:
                 trainer.blame(error)
                 raise
@@ -123,12 +125,14 @@ class Trainer:
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
+        self.times = PipelineTimes(self.folder, self.mesh, self.stepper.stopwatch, config.monitor.pipeline_interval)
         self.data = rehearse(config.faults, self.mesh.world, self.folder, self.stepper, self.data, self.monitor.event)
         self.guard = Guard(config, self.folder, self.mesh, self.monitor.event)
         tokenizer = "tokenizer.json" if self.data.tokenizer_file else None
         self.states = States(
             config, self.folder, self.mesh, self.stepper, self.guard, self.monitor,
-            {"vocab_size": self.data.vocab, "tokenizer": tokenizer},
+            {"vocab_size": self.data.vocab, "data": self.data.contents, "tokenizer": tokenizer,
+             "world": self.mesh.world.size},
         )  # fmt: skip
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.stragglers = Stragglers(config.monitor.straggler_factor)
@@ -190,10 +194,10 @@ class Trainer:
 
     # -- loop ----------------------------------------------------------------------------------------------
 
-    def fit(self, stop: StopRequest) -> int:
-        """Train until train.steps, validating, saving and, where need be, going back on the way; return 0."""
+    def fit(self, stop: StopRequest, until: int | None = None) -> int:
+        """Train until train.steps, or step `until`; validate, save and, where need be, go back on the way; return 0."""
         self.start()
-        states, steps = self.states, self.config.train.steps
+        states, steps = self.states, until or self.config.train.steps
         if states.step >= steps:
             self.monitor.event(f"nothing left to do: step {states.step} of {steps} is done")
             return 0
@@ -204,7 +208,7 @@ class Trainer:
             loader = self._loader()
             FLIGHT.is_patient = False
             try:
-                asked = self._train_until_turned_back(loader, stop)
+                asked = self._train_until_turned_back(loader, stop, steps)
             finally:
                 FLIGHT.is_patient = True
                 loader.close()
@@ -215,9 +219,9 @@ class Trainer:
         FLIGHT.phase(phases.END)
         return 0
 
-    def _train_until_turned_back(self, loader: Loader, stop: StopRequest) -> bool:
+    def _train_until_turned_back(self, loader: Loader, stop: StopRequest, steps: int) -> bool:
         """Make the steps that are left; end after a rollback, whose data come in another order, or when asked to."""
-        while self.states.step < self.config.train.steps:
+        while self.states.step < steps:
             if self._turned_back_for_drift():
                 return False
             values, action = self._train_step(loader, stop)
@@ -227,7 +231,7 @@ class Trainer:
             if action.kind == STOP:
                 self.states.give_up(action)
             if action.kind == LOWER:
-                self.monitor.event(f"step {action.step}: {action.reason}: {_lowered(action)}")
+                self.monitor.event(f"step {action.step}: {action.reason}: {_lowered(action)}", WARN)
                 self.guard.commit()
             self._after_step()
             if values.stop:
@@ -260,7 +264,7 @@ class Trainer:
         if action.kind != ROLLBACK:
             states.advance(batch, overflow=not signals.finite)
         if verdict.reason:
-            self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}")
+            self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}", ERROR if action.kind == STOP else INFO)
         consumed = states.consumed if action.kind != ROLLBACK else states.consumed + batch
         self.monitor.log(
             step + 1,
@@ -293,10 +297,12 @@ class Trainer:
             gradients, finding = recheck(first, self.stepper.buckets.fingerprint, execute, mesh.world, mesh.dp)
             if not finding.agree:
                 self.guard.note({"fault": "differs", "step": step, "ranks": list(finding.ranks)})
-                self.monitor.event(f"step {step}: {finding.describe()}")
+                self.monitor.event(f"step {step}: {finding.describe()}", WARN)
             return gradients
 
+        self.times.begin(step)
         gradients = execute()
+        self.times.end(step)
         turn = policy.recheck_interval and step % policy.recheck_interval == 0
         if turn:
             gradients = recheck_now(gradients)
@@ -324,7 +330,8 @@ class Trainer:
         passed = f", passing over {action.stop - action.first} samples" if action.first < action.stop else ""
         lowered = f", {_lowered(action)}" if action.lr_factor < 1 or action.clip_factor < 1 else ""
         self.monitor.event(
-            f"rolled back from step {action.step + 1} to {self.states.step} ({source}), {lost} steps{passed}{lowered}"
+            f"rolled back from step {action.step + 1} to {self.states.step} ({source}), {lost} steps{passed}{lowered}",
+            WARN,
         )
         self.last_equal = self.states.step
         self.monitor.timeline = self.guard.timeline
@@ -348,7 +355,7 @@ class Trainer:
         if verdict is None:
             return False
         action = self.guard.decide(step, verdict, self.states.available)
-        self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}")
+        self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}", ERROR if action.kind == STOP else INFO)
         if action.kind == STOP:
             self.states.give_up(action)
         self._go_back(action)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.resume import ACCEPTABLE
 from engine.config import Config
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
@@ -18,6 +19,7 @@ from engine.faults.plan import read_plan
 from engine.models.registry import ACTIVATIONS, NORMS, POSITIONS
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
+from engine.optim.clipping import CLIP_MODES
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build
 from engine.stability.policy import check_policy
@@ -26,6 +28,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "data.format": ("auto", "builtin", "text", "jsonl", "megatron"),
     "parallel.recompute": ("none", "selective", "full"),
     "optim.schedule": ("constant", "cosine", "linear", "inverse_sqrt", "wsd"),
+    "optim.beta2_schedule": ("constant", "palm"),
+    "optim.clip_mode": tuple(CLIP_MODES),
     "precision.dtype": tuple(DTYPES),
     "monitor.console": ("auto", "rich", "plain", "off"),
     "monitor.wandb": ("off", "auto", "offline", "online"),
@@ -39,24 +43,31 @@ _AT_LEAST: dict[str, int] = {
     "data.tokenizer_vocab": 257, "data.workers": 0, "data.seq_len": 1, "data.prefetch": 0,
     "parallel.tp": 1, "parallel.pp": 1, "parallel.dp": 1, "parallel.cp": 1, "parallel.virtual_stages": 1,
     "optim.min_lr": 0, "optim.warmup_steps": 0, "optim.decay_steps": 1, "optim.weight_decay": 0, "optim.clip": 0,
+    "optim.clip_relative": 1, "optim.clip_warmup": 1, "optim.update_clip": 0, "optim.max_update_ratio": 0,
     "precision.loss_scale_window": 1,
-    "train.steps": 1, "train.micro_batch": 1, "train.global_batch": 1, "train.eval_interval": 0,
+    "train.z_loss": 0, "train.steps": 1, "train.micro_batch": 1, "train.global_batch": 1, "train.eval_interval": 0,
     "train.eval_samples": 1, "train.log_interval": 1,
     "checkpoint.interval": 0, "checkpoint.keep_last": 1, "checkpoint.keep_every": 0,
-    "monitor.peak_tflops": 0, "monitor.straggler_factor": 0, "ops.head_block_mb": 0, "run.threads": 0,
-    "run.max_restarts": 0,
+    "monitor.peak_tflops": 0, "monitor.pipeline_interval": 0, "monitor.straggler_factor": 0, "ops.head_block_mb": 0,
+    "run.threads": 0, "run.max_restarts": 0,
 }  # fmt: skip
 
 # Beyond, clocks and numbers of bytes overflow, and threads cannot be started.
-_AT_MOST = {"ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024}
+_AT_MOST = {
+    "model.layers": 1e5, "model.hidden": 1e6, "model.heads": 1e5, "model.head_dim": 1e5, "model.ffn": 1e7,
+    "model.vocab_size": 1e8, "model.max_positions": 1e9, "data.seq_len": 1e9, "train.global_batch": 1e9,
+    "ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024,
+    "model.embedding_grad": 1,  # it shrinks
+}  # fmt: skip
 
 _ABOVE_ZERO = (
-    "model.norm_eps", "model.rope_theta", "parallel.bucket_mb", "parallel.timeout_s", "optim.lr", "optim.eps",
-    "precision.loss_scale", "precision.min_loss_scale",
+    "model.norm_eps", "model.rope_theta", "model.embedding_grad", "parallel.bucket_mb", "parallel.timeout_s",
+    "optim.lr", "optim.eps", "optim.clip_z", "precision.loss_scale", "precision.min_loss_scale",
 )  # fmt: skip
 
 _SHARES = (  # from 0 up to, but not including, 1
     "model.hidden_dropout", "model.attention_dropout", "model.embedding_dropout", "optim.beta1", "optim.beta2",
+    "optim.clip_memory",
 )  # fmt: skip
 
 
@@ -77,6 +88,7 @@ def validate(config: Config, world_size: int | None) -> None:
     _check_precision(config)
     check_policy(config.stability)
     _check_ops(config)
+    _check_checkpoint(config)
     _check_run(config)
     read_plan(config.faults, world_size)
 
@@ -130,8 +142,9 @@ def _check_ranges(config: Config) -> None:
         if not 0 < _get(config, key) < math.inf:
             raise ConfigError(f"{key}={_get(config, key)} is out of range; write a number above 0.")
     for key in _SHARES:
-        if not 0 <= _get(config, key) < 1:
-            raise ConfigError(f"{key}={_get(config, key)} is out of range; write a number from 0 up to below 1.")
+        value = _get(config, key)
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(f"{key}={value} is out of range; write a number from 0 up to below 1.")
 
 
 # -- model ---------------------------------------------------------------------------------------------------
@@ -289,10 +302,21 @@ def _check_optim(config: Config) -> None:
             f"optim.decay_steps={o.decay_steps} is not after optim.warmup_steps={o.warmup_steps}; write "
             f"optim.decay_steps={steps}."
         )
+    if o.restart_steps is not None and o.restart_steps <= o.warmup_steps:
+        raise ConfigError(
+            f"optim.restart_steps={o.restart_steps} is not after optim.warmup_steps={o.warmup_steps}; write "
+            f"optim.restart_steps={max(2 * o.warmup_steps, steps // 2)}, or null."
+        )
     if not 0 < o.wsd_decay_fraction <= 1:
         raise ConfigError(
             f"optim.wsd_decay_fraction={o.wsd_decay_fraction:g} is out of range; write a number above 0 and up to 1."
         )
+    for key, value in (("clip_memory", o.clip_memory), ("clip_warmup", o.clip_warmup)):
+        if value is not None and o.clip_mode == "global":
+            raise ConfigError(
+                f"optim.{key}={value:g} is not used by optim.clip_mode=global, which remembers nothing; write "
+                f"optim.clip_mode=zclip or optim.clip_mode=adagc, or optim.{key}=null."
+            )
 
 
 def _check_precision(config: Config) -> None:
@@ -328,6 +352,15 @@ def _check_ops(config: Config) -> None:
             raise ConfigError(
                 f"ops.overrides.{op}=flash takes heads of up to {LARGEST_HEAD} dimensions, but they have {dim} "
                 f"(model.head_dim, or model.hidden / model.heads); write ops.overrides.{op}=auto."
+            )
+
+
+def _check_checkpoint(config: Config) -> None:
+    for key in config.checkpoint.accept_changes:
+        if key not in ACCEPTABLE:
+            raise ConfigError(
+                f"checkpoint.accept_changes names {key}, which is no change that can be accepted."
+                f"{did_you_mean(key, ACCEPTABLE)}"
             )
 
 

@@ -15,21 +15,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.device import DTYPES
-from engine.errors import EngineError
 from engine.interchange.convert import export_run, import_folder
+from launch.script import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        if options.action == "export":
-            export_run(options.run, options.out, DTYPES[options.dtype], print)
-        else:
-            import_folder(options.folder, options.run, print)
-    except EngineError as error:
-        print(f"trimaran: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.action == "export":
+        export_run(options.run, options.out, DTYPES[options.dtype], print)
+    else:
+        import_folder(options.folder, options.run, print)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from engine import __version__
 from engine.device import DTYPES, Device
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError
 from engine.ops import backend
+from launch.script import run_script
 
 
 def read_device(arguments: list[str]) -> Device:
@@ -45,16 +46,9 @@ def kernels(device_type: str) -> tuple[Table, list[str]]:
     return table, [f"{reason} ({', '.join(sorted(ops))})" for reason, ops in reasons.items()]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        device = read_device(arguments)
-    except EngineError as error:
-        print(f"trimaran: {error}", file=sys.stderr)
-        return 2
+def examine(arguments: list[str]) -> None:
+    """Print what this machine would train with."""
+    device = read_device(arguments)
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"trimaran {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
     console.print(f"device {device.describe()}, {device.backend}")
@@ -62,7 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(table)
     for reason in reasons:
         console.print(reason)
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run_script(examine, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,15 @@ def explain(result: RunResult, folder: Path | None, stopping: bool) -> int:
     if kind == "exit":
         _say(f"rank {rank} exited with code {failure.exitcode}{_doing(records, rank)}.")
     else:
-        hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
+        hint = _HINTS.get(-failure.exitcode, "")
         _say(f"rank {rank} was ended by {failure.signal_name()}{hint}{_doing(records, rank)}.")
     return DIED
+
+
+_HINTS: dict[int, str] = {
+    signal.SIGKILL: " (out of memory?)",
+    signal.SIGBUS: " (was a corpus or a checkpoint cut off while it was read, or is /dev/shm full?)",
+}
 
 
 def _was_locked(failure: ProcessFailure, records: list[RankRecord], rank: int) -> bool:

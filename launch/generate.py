@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.data.tokenizer import Tokenizer
 from engine.device import Device
-from engine.errors import CheckpointError, ConfigError, EngineError, did_you_mean
+from engine.errors import CheckpointError, ConfigError, did_you_mean
 from engine.generate import generate, load_model
 from engine.interchange.saved import SavedModel
+from launch.script import run_script
 
 DEFAULTS: dict[str, str | int | float] = {
     "run": "runs/default", "prompt": "def ", "tokens": 100, "temperature": 0.8, "top_k": 50, "seed": 0,
@@ -62,16 +63,7 @@ def sample(settings: dict[str, str | int | float]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        print(sample(read_settings(arguments)))
-    except EngineError as error:
-        print(f"trimaran: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script(lambda given: print(sample(read_settings(given))), __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import Config
 from engine.errors import ConfigError
-from engine.validate import validate
+from launch.codes import USER_ERROR
 from launch.rank import hung, is_rank, leave, run_rank
-from launch.ranks import start_ranks
 from launch.settings import repeat_flags, run_with_config
 
 
 def main() -> int:
     """Be a rank where one was started, else validate and start the ranks."""
+    if not _has_working_folder():
+        print("trimaran: the folder this was started in is gone; cd to one that exists.", file=sys.stderr)
+        return USER_ERROR
     return run_with_config(_work if is_rank() else _launch, sys.argv[1:])
+
+
+def _has_working_folder() -> bool:
+    """Libraries that torch loads later end the process where there is none."""
+    try:
+        return bool(Path.cwd())
+    except FileNotFoundError:
+        return False
 
 
 def _work(config: Config, overrides: list[str]) -> int:
@@ -41,8 +49,15 @@ def _work(config: Config, overrides: list[str]) -> int:
 
 
 def _launch(config: Config, overrides: list[str]) -> int:
+    # Here, not above: mistakes are answered before what takes a second to load is needed.
+    import torch
+
+    from engine.validate import validate
+
     ranks = ranks_to_start(config, gpus=0 if config.run.device == "cpu" else torch.cuda.device_count())
     validate(config, ranks)
+    from launch.ranks import start_ranks
+
     script = str(Path(__file__).resolve())
     command = [sys.executable, script, *repeat_flags(sys.argv[1:]), *overrides]
     folder = Path(config.run.root) / config.run.name

@@ -17,7 +17,7 @@ from engine.models.transformer import plain_chunk
 from engine.ops import backend
 from engine.parallel.sharding import Piece, pieces_of
 from engine.step import Stepper
-from tests import oracle
+from tests import oracle, prevention
 
 VOCAB = 61  # tp does not divide it
 CPU = Device(torch.device("cpu"), "gloo")
@@ -162,11 +162,14 @@ def initial_weights(config: ModelConfig, seed: int, dtype: torch.dtype = torch.f
 
 def train_oracle(config: Config, steps: int, masked: bool = False) -> dict[str, Any]:
     """Train the plain model on the same batches; return losses, norms and weights by name."""
-    model = oracle.PlainModel(config.model, initial_weights(config.model, config.train.seed), config.train.seed)
-    o = config.optim
-    losses, norms = oracle.train(
-        model, [make_batch(config, step, masked=masked) for step in range(steps)], lr=[o.lr] * steps,
-        betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, clip=o.clip,
-        decay_embeddings=o.decay_embeddings,
-    )  # fmt: skip
+    seed, o = config.train.seed, config.optim
+    model = oracle.PlainModel(config.model, initial_weights(config.model, seed), seed, config.train.z_loss)
+    batches = [make_batch(config, step, masked=masked) for step in range(steps)]
+    if o.clip_mode == "adagc":
+        losses, norms = prevention.train(model, batches, o)
+    else:
+        losses, norms = oracle.train(
+            model, batches, lr=[o.lr] * steps, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay,
+            clip=o.clip, decay_embeddings=o.decay_embeddings,
+        )  # fmt: skip
     return {"losses": losses, "norms": norms, "weights": {n: w.detach() for n, w in model.weights.items()}}

@@ -20,8 +20,8 @@ from engine.ops.philox import make_key, random_bits
 class PlainModel:
     """A transformer over `weights` (leaf tensors by global name)."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], seed: int) -> None:
-        self.config, self.seed = config, seed
+    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], seed: int, z_loss: float = 0.0) -> None:
+        self.config, self.seed, self.z_loss = config, seed, z_loss
         self.weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
 
     def logits(
@@ -40,6 +40,9 @@ class PlainModel:
         if documents_bs is not None:
             mask_bss = mask_bss & (documents_bs[:, :, None] == documents_bs[:, None, :])
         x = w["embedding.weight"][tokens_bs]
+        x = c.embedding_grad * x + (1 - c.embedding_grad) * x.detach()
+        if c.embedding_norm:
+            x = self._norm(x, "embedding_norm")
         if c.positions == "learned":
             x = x + w["positions.weight"][positions_bs]
         x = self._drop(x, c.embedding_dropout, step, -1, "embedding", rows_bs)
@@ -57,6 +60,7 @@ class PlainModel:
     ) -> Tensor:
         logits = self.logits(tokens_bs, step, **kwargs)
         losses = F.cross_entropy(logits.flatten(0, 1), labels_bs.flatten(), reduction="none")
+        losses = losses + self.z_loss * logits.logsumexp(-1).square().flatten()
         return (losses * mask_bs.flatten()).sum() / mask_bs.sum()
 
     def _drop(self, x: Tensor, p: float, step: int | None, layer: int, site: str, rows: Tensor) -> Tensor:
@@ -73,7 +77,7 @@ class PlainModel:
     def _norm(self, x: Tensor, name: str) -> Tensor:
         c, weight = self.config, self.weights[f"{name}.weight"]
         if c.norm == "layernorm":
-            return F.layer_norm(x, (c.hidden,), weight, self.weights[f"{name}.bias"], c.norm_eps)
+            return F.layer_norm(x, weight.shape, weight, self.weights[f"{name}.bias"], c.norm_eps)
         return x / (x.square().mean(-1, keepdim=True) + c.norm_eps).sqrt() * weight
 
     def _rotate(self, x: Tensor, positions_bs: Tensor) -> Tensor:
@@ -92,6 +96,8 @@ class PlainModel:
         kv, dim = c.kv_heads or c.heads, c.head_dim or c.hidden // c.heads
         q = self._linear(x, f"{name}.q").view(b, s, c.heads, dim)
         k, v = (self._linear(x, f"{name}.{part}").view(b, s, kv, dim) for part in "kv")
+        if c.qk_norm:
+            q, k = self._norm(q, f"{name}.q_norm"), self._norm(k, f"{name}.k_norm")
         if c.positions == "rope":
             q, k = self._rotate(q, positions_bs), self._rotate(k, positions_bs)
         k, v = (t.repeat_interleave(c.heads // kv, dim=2) for t in (k, v))

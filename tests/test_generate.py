@@ -137,14 +137,8 @@ def test_mistakes_take_one_line(argument: str, named: str, tmp_path: Path, capsy
 
 def test_a_manifest_cannot_point_out_of_its_run(tmp_path: Path) -> None:
     """A tokenizer named ../../x in a checkpoint from elsewhere is not read."""
-    import dataclasses
-
-    from engine.config import Config
-    from tests.checkpoint.helpers import save, whole
-
     small_tokenizer().save(tmp_path / "secret.json")
-    meta = {"config": dataclasses.asdict(Config()), "vocab_size": VOCAB, "tokenizer": "../secret.json"}
-    save(tmp_path / "run" / "checkpoints", 1, whole(x=torch.ones(1)), meta)
+    save_run(tmp_path / "run", MODELS["gpt"], tokenizer_name="../secret.json")
     assert SavedModel.open(tmp_path / "run").tokenizer_file is None
 
 

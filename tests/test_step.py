@@ -16,8 +16,8 @@ DRY_GPT = {**GPT, "hidden_dropout": 0.0, "attention_dropout": 0.0, "embedding_dr
 BIG_WORLD = {"tp": 8, "pp": 8, "dp": 8}
 
 
-def fake_step(rank: int, dtype: str, schedule: str, chunks: int) -> dict[str, Any]:
-    """Run two whole training steps of one rank of 512 on fake CUDA tensors."""
+def fake_step(rank: int, dtype: str, schedule: str, chunks: int, prevention: dict[str, Any]) -> dict[str, Any]:
+    """Run two whole training steps of one rank of 512 on fake CUDA tensors, which cannot be read by the host."""
     from engine.data.batch import MicroBatch
     from engine.device import Device
     from engine.mesh import Mesh
@@ -30,7 +30,9 @@ def fake_step(rank: int, dtype: str, schedule: str, chunks: int) -> dict[str, An
         precision={"dtype": dtype},
         train={"global_batch": 64, "micro_batch": 1},
         ops={"backend": "reference"},
+        optim=prevention,
     )  # fmt: skip
+    config.model.qk_norm, config.train.z_loss = True, 1e-4
     device = Device(torch.device("cuda", rank % 8), "fake")
     with real_tensors():
         mesh = Mesh(**BIG_WORLD, cp=1, device=device)
@@ -48,9 +50,17 @@ def fake_step(rank: int, dtype: str, schedule: str, chunks: int) -> dict[str, An
 
 
 @pytest.mark.parametrize("rank", [0, 37, 300, 511])
-@pytest.mark.parametrize(("dtype", "schedule", "chunks"), [("bf16", "1f1b", 1), ("fp16", "interleaved", 2)])
-def test_any_rank_of_512_runs_whole_steps_on_fake_cuda(rank: int, dtype: str, schedule: str, chunks: int) -> None:
-    told = run_fake_cuda("tests.test_step:fake_step", rank, dtype, schedule, chunks, rank=rank, world=512)
+@pytest.mark.parametrize(
+    ("dtype", "schedule", "chunks", "prevention"),
+    [
+        ("bf16", "1f1b", 1, {"clip_mode": "zclip", "beta2_schedule": "palm"}),
+        ("fp16", "interleaved", 2, {"clip_mode": "adagc", "update_clip": 1.0, "max_update_ratio": 0.1}),
+    ],
+)
+def test_any_rank_of_512_runs_whole_steps_on_fake_cuda(
+    rank: int, dtype: str, schedule: str, chunks: int, prevention: dict[str, Any]
+) -> None:
+    told = run_fake_cuda("tests.test_step:fake_step", rank, dtype, schedule, chunks, prevention, rank=rank, world=512)
     assert told["devices"] == [f"cuda:{rank % 8}"]
     assert told["params"] == f"cuda:{rank % 8} torch.{'bfloat16' if dtype == 'bf16' else 'float16'}"
     assert told["grads"] == "torch.float32"
@@ -127,6 +137,25 @@ def widened_copies(rank: int, world: int) -> bool:
 
 def test_products_never_use_stale_weights() -> None:
     assert run_ranks(2, widened_copies) == [True, True]
+
+
+def damped_masters(rank: int, world: int) -> list[bool]:
+    """Train in bf16 with damped updates; say after each step whether parameters are the masters, rounded."""
+    from tests.layouts import layout_stepper
+
+    config = make_config(model=LLAMA, precision={"dtype": "bf16"}, optim={"update_clip": 0.5})
+    stepper = layout_stepper(config)
+    micros = micro_batches(config, make_batch(config, 0), stepper.mesh.dp.rank, stepper.mesh.dp.size)
+    rounded = []
+    for step in range(2):
+        stepper.run(step, micros, 1e-2)
+        shards = stepper.optimizer.shards
+        rounded.append(all(torch.equal(s.bucket.param_shard(), s.master.bfloat16()) for s in shards))
+    return rounded
+
+
+def test_damped_updates_reach_rounded_parameters() -> None:
+    assert run_ranks(1, damped_masters) == [[True, True]]
 
 
 def skip_step(rank: int, world: int) -> dict[str, Any]:

@@ -38,19 +38,20 @@ def test_a_run_that_rolled_back_is_the_run_that_was_told_what_to_pass_over(
     """The oracle: bitwise equal weights and moments; and the ledger alone makes the same run again."""
     corpus(tmp_path)
     stability = {**QUICK, "snapshot_mb": 0 if layout == "disk" else 64}
-    run_ranks(world, train_here, settings(tmp_path, "found", parallel=parallel, stability=stability), POISON)
+    same: dict[str, Any] = {"parallel": parallel, "optim": {"clip_mode": "adagc", "clip_warmup": 20}}  # it remembers
+    run_ranks(world, train_here, settings(tmp_path, "found", stability=stability, **same), POISON)
     actions = decided(tmp_path, "found")
     assert [action.kind for action in actions] == [ROLLBACK]
     assert 60 <= actions[0].onset <= 61
     passed = skips_after(Skips(), actions).dropped
     assert set(POISON) <= {place for first, stop in passed for place in range(first, stop)}
-    told = settings(tmp_path, "told", parallel=parallel, data={"skip": [list(piece) for piece in passed]})
+    told = settings(tmp_path, "told", data={"skip": [list(piece) for piece in passed]}, **same)
     run_ranks(world, train_here, told, POISON)
     assert decided(tmp_path, "told") == []
     assert_same_run(tmp_path, "found", "told")
     (tmp_path / "replayed").mkdir()
     shutil.copy(tmp_path / "found" / "ledger.jsonl", tmp_path / "replayed")
-    run_ranks(world, train_here, settings(tmp_path, "replayed", parallel=parallel), POISON)
+    run_ranks(world, train_here, settings(tmp_path, "replayed", **same), POISON)
     assert decided(tmp_path, "replayed") == actions
     assert_same_run(tmp_path, "found", "replayed")
     rows = [row for row in metrics(tmp_path, "found") if "loss" in row]

@@ -3,6 +3,8 @@
 #include <ATen/ops/max.h>
 #include <ATen/ops/min.h>
 
+#include <limits>
+
 #include "binding.h"
 #include "checks/key_ranges.h"
 
@@ -52,27 +54,35 @@ trimaran::Rows<typename Stored<T>::type> rows_to(const Tensor& x, int64_t batch,
   return {output<T>(x) + batch * x.stride(0) + head * x.stride(2), x.stride(1)};
 }
 
+// How many shares to cut heads into, so that `threads` are done soonest. Each copies its head's keys and values, which
+// takes about as long as kCopies queries do.
+int64_t shares_for(int64_t pairs, int64_t queries, int64_t threads) {
+  constexpr int64_t kCopies = 64;
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t shares = 1; shares <= std::max<int64_t>(1, queries / trimaran::kQueryBlock / 2); ++shares) {
+    const int64_t turns = (pairs * shares + threads - 1) / threads, time = turns * (queries / shares + kCopies);
+    if (time < least) best = shares, least = time;
+  }
+  return best;
+}
+
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& first,
                                      const Tensor& last, const OptionalTensor& slopes, double scale, int64_t shift) {
   const Call call(q, k, v, first, last, slopes, scale, shift);
   Tensor out = at::empty({call.b, call.queries, call.heads, call.d}, q.options());
   Tensor lse = at::empty({call.b, call.heads, call.queries}, q.options().dtype(wide(q)));
   if (out.numel() == 0) return {out, lse};
-  const int64_t pairs = call.b * call.heads, threads = at::get_num_threads();
-  const int64_t cuts = std::max<int64_t>(1, std::min((2 * threads + pairs - 1) / pairs, call.queries / 192));
-  const int64_t size = (call.queries + cuts * 96 - 1) / (cuts * 96) * 96;  // whole blocks: cuts change no number
+  const int64_t pairs = call.b * call.heads, shares = shares_for(pairs, call.queries, at::get_num_threads());
   DISPATCH_ALL(q, "attention", [&] {
     using W = trimaran::Wide<typename Stored<scalar_t>::type>;
-    at::parallel_for(0, pairs * cuts, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, pairs * shares, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t batch = task / cuts / call.heads, head = task / cuts % call.heads, cut = task % cuts;
+        const int64_t pair = task / shares, batch = pair / call.heads, head = pair % call.heads;
         const int64_t kv = head / (call.heads / call.kv_heads);
-        const int64_t from = std::min(call.queries, cut * size), to = std::min(call.queries, from + size);
-        if (from < to)
-          trimaran::attention_forward<typename Stored<scalar_t>::type, W>(
-              call.shape(batch, head), rows_of<scalar_t>(q, batch, head), rows_of<scalar_t>(k, batch, kv),
-              rows_of<scalar_t>(v, batch, kv), rows_to<scalar_t>(out, batch, head),
-              lse.data_ptr<W>() + (batch * call.heads + head) * call.queries, from, to);
+        trimaran::attention_forward<typename Stored<scalar_t>::type, W>(
+            call.shape(batch, head), rows_of<scalar_t>(q, batch, head), rows_of<scalar_t>(k, batch, kv),
+            rows_of<scalar_t>(v, batch, kv), rows_to<scalar_t>(out, batch, head),
+            lse.data_ptr<W>() + pair * call.queries, {task % shares, shares});
       }
     });
   });
@@ -98,29 +108,32 @@ void attention_backward_(const Tensor& dout, const Tensor& q, const Tensor& k, c
     dv.zero_();
     return;
   }
-  const int64_t group = call.heads / call.kv_heads;
-  Tensor parts = at::empty({2, call.b, call.heads, call.keys, call.d}, lse.options());  // of each head, added up below
+  const int64_t group = call.heads / call.kv_heads, pairs = call.b * call.heads;
+  // Shares are added up, so their number may depend on the shape alone, not on the threads that happen to be there.
+  const int64_t shares = shares_for(pairs, call.queries, 2);
+  Tensor parts = at::empty({2, pairs * shares, call.keys, call.d}, lse.options());
   DISPATCH_ALL(q, "attention_backward_", [&] {
     using K = typename Stored<scalar_t>::type;
     using W = trimaran::Wide<K>;
-    const auto part = [&](int64_t which, int64_t batch, int64_t head) {
-      return parts.data_ptr<W>() + ((which * call.b + batch) * call.heads + head) * call.keys * call.d;
+    const auto part = [&](int64_t which, int64_t task) {
+      return parts.data_ptr<W>() + (which * pairs * shares + task) * call.keys * call.d;
     };
-    at::parallel_for(0, call.b * call.heads, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, pairs * shares, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t batch = task / call.heads, head = task % call.heads, kv = head / group;
+        const int64_t pair = task / shares, batch = pair / call.heads, head = pair % call.heads, kv = head / group;
         trimaran::attention_backward<K, W>(
             call.shape(batch, head), rows_of<scalar_t>(q, batch, head), rows_of<scalar_t>(k, batch, kv),
             rows_of<scalar_t>(v, batch, kv), rows_of<scalar_t>(out, batch, head), rows_of<scalar_t>(dout, batch, head),
-            lse.const_data_ptr<W>() + task * call.queries, rows_to<scalar_t>(dq, batch, head),
-            {part(0, batch, head), call.d}, {part(1, batch, head), call.d});
+            lse.const_data_ptr<W>() + pair * call.queries, rows_to<scalar_t>(dq, batch, head),
+            {part(0, task), call.d}, {part(1, task), call.d}, {task % shares, shares});
       }
     });
     at::parallel_for(0, 2 * call.b * call.kv_heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t which = task % 2, batch = task / 2 / call.kv_heads, kv = task / 2 % call.kv_heads;
         const auto to = rows_to<scalar_t>(which == 0 ? dk : dv, batch, kv);
-        trimaran::sum_heads<K, W>(part(which, batch, kv * group), group, call.keys, call.d, to);
+        const int64_t first = (batch * call.heads + kv * group) * shares;
+        trimaran::sum_parts<K, W>(part(which, first), group * shares, call.keys, call.d, to);
       }
     });
   });

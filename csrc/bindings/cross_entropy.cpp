@@ -1,5 +1,7 @@
 #include "cross_entropy.h"
 
+#include <cstring>
+
 #include "binding.h"
 #include "checks/cross_entropy.h"
 
@@ -39,7 +41,12 @@ void ce_grad_(Tensor& logits, const Tensor& targets, int64_t start, const Tensor
       for (int64_t row = begin; row < end; ++row) {
         const W top = max.const_data_ptr<W>()[row], shift = log_sum.const_data_ptr<W>()[row];
         const W factor = scale.const_data_ptr<W>()[row];
-        trimaran::cross_entropy_grad(output<scalar_t>(logits) + row * v, v, top, shift,
+        auto* to = output<scalar_t>(logits) + row * v;
+        if (factor == W(0)) {  // a masked token: nothing comes of it, not even of a NaN
+          std::memset(to, 0, v * sizeof *to);
+          continue;
+        }
+        trimaran::cross_entropy_grad(to, v, top, shift,
                                      factor * (W(1) + static_cast<W>(2 * z_loss) * (top + shift)),
                                      factor * static_cast<W>(spread), targets.const_data_ptr<int64_t>()[row] - start,
                                      factor * static_cast<W>(1 - smoothing));

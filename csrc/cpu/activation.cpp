@@ -114,7 +114,7 @@ TRIMARAN_INLINE void apply_backward(const W* dy, const W* z, const W* up, W* dz,
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
       const Point<W> point = F::at(z[i]);
-      dz[i] = dy[i] * up[i] * point.slope;
+      dz[i] = dy[i] * point.slope * up[i];  // dy * up may overflow where the gate is closed
       dup[i] = dy[i] * point.value;
     }
   } else {

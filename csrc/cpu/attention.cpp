@@ -12,7 +12,7 @@ namespace trimaran {
 namespace {
 
 // Queries and keys of a block at most: its operands and scores fit into 512 KiB of cache.
-constexpr int64_t kQueries = 96, kKeys = 256;
+constexpr int64_t kQueries = kQueryBlock, kKeys = 256;
 int64_t keys_of_block(int64_t d) { return d > 64 ? kKeys / 2 : kKeys; }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -76,7 +76,7 @@ struct Block {
   int64_t begin, rows;
   Span all, stripes[kQueries / kTileRows];
 
-  Block(const HeadShape& shape, int64_t first, int64_t end) : begin(first), rows(std::min(kQueries, end - first)) {
+  Block(const HeadShape& shape, int64_t first) : begin(first), rows(std::min(kQueries, shape.queries - first)) {
     all = {shape.keys, 0};
     for (int64_t row = 0; row < rows; row += kTileRows) {
       Span span{shape.keys, 0};
@@ -221,7 +221,7 @@ TRIMARAN_INLINE void join(const HeadShape& shape, const Block& block, Span windo
 
 template <typename T, typename W>
 TRIMARAN_INLINE void forward(HeadShape shape, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, W* lse,
-                             int64_t begin, int64_t end) {
+                             Share share) {
   const int64_t d = shape.d, width = round_up(d, kPanel<W>), keys = round_up(shape.keys, kPanel<W>);
   W *qs = scratch<W>(kQ, kQueries * width), *kt = scratch<W>(kKT, keys * d), *vs = scratch<W>(kV, keys * width);
   W *scores = scratch<W>(kScores, kQueries * kKeys), *sums = scratch<W>(kOut, kQueries * width);
@@ -229,8 +229,8 @@ TRIMARAN_INLINE void forward(HeadShape shape, Rows<const T> q, Rows<const T> k, 
   copy_panels<T, W>(v, 0, shape.keys, keys, d, W(1), vs);
   const int64_t step = keys_of_block(d);
   W top[kQueries], sum[kQueries];
-  for (int64_t start = begin; start < end; start += kQueries) {
-    const Block block(shape, start, end);
+  for (int64_t start = share.first * kQueries; start < shape.queries; start += share.of * kQueries) {
+    const Block block(shape, start);
     copy_rows<T, W>(q, start, start + block.rows, d, width, static_cast<W>(shape.scale), qs);
     std::fill(top, top + kQueries, kNothing<W>);
     std::fill(sum, sum + kQueries, W(0));
@@ -278,7 +278,8 @@ TRIMARAN_INLINE void differentiate(const HeadShape& shape, const Block& block, S
 
 template <typename T, typename W>
 TRIMARAN_INLINE void backward(HeadShape shape, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> out,
-                              Rows<const T> dout, const W* lse, Rows<T> dq, Rows<W> dk, Rows<W> dv) {
+                              Rows<const T> dout, const W* lse, Rows<T> dq, Rows<W> dk, Rows<W> dv,
+                              Share share) {
   const int64_t d = shape.d, width = round_up(d, kPanel<W>), keys = round_up(shape.keys, kPanel<W>);
   const W scale = static_cast<W>(shape.scale);
   W *qs = scratch<W>(kQ, kQueries * width), *ks = scratch<W>(kK, keys * width), *kt = scratch<W>(kKT, keys * d);
@@ -294,8 +295,8 @@ TRIMARAN_INLINE void backward(HeadShape shape, Rows<const T> q, Rows<const T> k,
   std::fill(dvs, dvs + keys * width, W(0));
   W dots[kQueries];
   const int64_t step = keys_of_block(d);
-  for (int64_t start = 0; start < shape.queries; start += kQueries) {
-    const Block block(shape, start, shape.queries);
+  for (int64_t start = share.first * kQueries; start < shape.queries; start += share.of * kQueries) {
+    const Block block(shape, start);
     copy_rows<T, W>(q, start, start + block.rows, d, width, scale, qs);
     copy_rows<T, W>(dout, start, start + block.rows, d, width, W(1), douts);
     copy_panels<T, W>(q, start, start + block.rows, kQueries, d, scale, q_panels);
@@ -327,13 +328,13 @@ TRIMARAN_INLINE void backward(HeadShape shape, Rows<const T> q, Rows<const T> k,
 }
 
 template <typename T, typename W>
-TRIMARAN_INLINE void sum(const W* parts, int64_t group, int64_t keys, int64_t d, Rows<T> to) {
+TRIMARAN_INLINE void sum(const W* parts, int64_t count, int64_t keys, int64_t d, Rows<T> to) {
   for (int64_t key = 0; key < keys; ++key) {
     const W* part = parts + key * d;
     T* row = to.data + key * to.stride;
     for (int64_t i = 0; i < d; ++i) {
       W total = part[i];
-      for (int64_t head = 1; head < group; ++head) total += part[head * keys * d + i];
+      for (int64_t other = 1; other < count; ++other) total += part[other * keys * d + i];
       narrow(total, row[i]);
     }
   }
@@ -344,18 +345,18 @@ TRIMARAN_INLINE void sum(const W* parts, int64_t group, int64_t keys, int64_t d,
 #define TRIMARAN_ATTENTION(T, W)                                                                                       \
   template <>                                                                                                          \
   TRIMARAN_CLONES void attention_forward(HeadShape shape, Rows<const T> q, Rows<const T> k, Rows<const T> v,           \
-                                         Rows<T> out, W* lse, int64_t begin, int64_t end) {                            \
-    forward<T, W>(shape, q, k, v, out, lse, begin, end);                                                               \
+                                         Rows<T> out, W* lse, Share share) {                                           \
+    forward<T, W>(shape, q, k, v, out, lse, share);                                                                    \
   }                                                                                                                    \
   template <>                                                                                                          \
   TRIMARAN_CLONES void attention_backward(HeadShape shape, Rows<const T> q, Rows<const T> k, Rows<const T> v,          \
                                           Rows<const T> out, Rows<const T> dout, const W* lse, Rows<T> dq, Rows<W> dk, \
-                                          Rows<W> dv) {                                                                \
-    backward<T, W>(shape, q, k, v, out, dout, lse, dq, dk, dv);                                                        \
+                                          Rows<W> dv, Share share) {                                                   \
+    backward<T, W>(shape, q, k, v, out, dout, lse, dq, dk, dv, share);                                                 \
   }                                                                                                                    \
   template <>                                                                                                          \
-  TRIMARAN_CLONES void sum_heads(const W* parts, int64_t group, int64_t keys, int64_t d, Rows<T> to) {                 \
-    sum<T, W>(parts, group, keys, d, to);                                                                              \
+  TRIMARAN_CLONES void sum_parts(const W* parts, int64_t count, int64_t keys, int64_t d, Rows<T> to) {                 \
+    sum<T, W>(parts, count, keys, d, to);                                                                              \
   }
 TRIMARAN_ATTENTION(float, float)
 TRIMARAN_ATTENTION(double, double)

@@ -51,7 +51,7 @@ __global__ void write_gradient(CudaCrossEntropyGrad<T> a) {
     load(logits + i, x);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      x[k] = exp((x[k] - max) - log_sum) * share - everywhere;
+      x[k] = scale == 0 ? W(0) : exp((x[k] - max) - log_sum) * share - everywhere;  // masked: not even NaN comes of it
       if (i + k == target) x[k] -= at_target;
     }
     store(x, logits + i);

@@ -21,19 +21,27 @@ struct HeadShape {
   int64_t shift;
 };
 
+// Queries are worked on in blocks of kQueryBlock. A share of them is every `of`-th block from block `first` on: causal
+// heads cut into shares give each nearly the same work.
+constexpr int64_t kQueryBlock = 96;
+struct Share {
+  int64_t first, of;
+};
+
 // out and lse (log of the sum of exponentials; -inf for a query that sees nothing but scores of -inf, whose output is 0)
-// of queries [begin, end). T: float, double, BFloat16, Half; lse is float, or double for double.
+// of a share of the queries. T: float, double, BFloat16, Half; lse is float, or double for double.
 template <typename T, typename W>
 void attention_forward(HeadShape shape, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, W* lse,
-                       int64_t begin, int64_t end);
+                       Share share);
 
-// dq of one head, and its part of dk and dv (in W: heads that share a kv head are added up by the caller).
+// dq of a share of one head's queries, and what these add to dk and dv (in W: the caller adds up shares, and heads that
+// have one kv head).
 template <typename T, typename W>
 void attention_backward(HeadShape shape, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> out,
-                        Rows<const T> dout, const W* lse, Rows<T> dq, Rows<W> dk, Rows<W> dv);
+                        Rows<const T> dout, const W* lse, Rows<T> dq, Rows<W> dk, Rows<W> dv, Share share);
 
-// to [keys, d] = the sum of `group` heads' parts, adjacent [keys, d] each.
+// to [keys, d] = the sum of `count` parts, adjacent [keys, d] each.
 template <typename T, typename W>
-void sum_heads(const W* parts, int64_t group, int64_t keys, int64_t d, Rows<T> to);
+void sum_parts(const W* parts, int64_t count, int64_t keys, int64_t d, Rows<T> to);
 
 }  // namespace trimaran

@@ -82,11 +82,15 @@ def _cut_row(box: Box, row: int, start: int, stop: int, base: int) -> list[FlatB
 
 
 def are_disjoint(boxes: Sequence[Box]) -> bool:
-    """Return whether no two boxes share a point (fast where their first dimensions are cut apart)."""
-    ordered = sorted(boxes, key=lambda box: box.offsets)
+    """Return whether no two boxes share a point (fast where they are cut apart along one dimension)."""
+    if len(boxes) < 2 or not boxes[0].offsets:
+        return len(boxes) < 2
+    along = max(range(len(boxes[0].offsets)), key=lambda d: len({box.offsets[d] for box in boxes}))
+    ordered = sorted(boxes, key=lambda box: box.offsets[along])
     for number, box in enumerate(ordered):
-        for other in ordered[number + 1 :]:
-            if box.offsets and other.offsets[0] >= box.offsets[0] + box.shape[0]:
+        for place in range(number + 1, len(ordered)):  # a slice would copy all the rest
+            other = ordered[place]
+            if other.offsets[along] >= box.offsets[along] + box.shape[along]:
                 break
             if box.intersect(other) is not None:
                 return False

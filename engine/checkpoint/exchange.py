@@ -7,6 +7,7 @@ for, after `patience_s`, or when the writer is closed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -38,13 +39,14 @@ class Exchange:
         self._closed = threading.Event()
         self._pronounced = 0
 
-    def open(self) -> None:
-        """Rank 0: say that the folder is tidy, so that others may begin to write."""
-        self._store.set(f"{self._keys}/open", "1")
+    def open(self, turn: int, fault: str | None) -> None:
+        """Rank 0: say that the folder is tidy and has room for round `turn`, so that others may write, or a `fault`."""
+        self._store.set(self._open_key(turn), json.dumps(fault))
 
-    def await_open(self) -> None:
-        """Wait until rank 0 has said so."""
-        self._await([f"{self._keys}/open"], "rank 0 is not ready to save", self._patience_s)
+    def await_open(self, turn: int) -> str | None:
+        """Wait until rank 0 has said so; return the fault it found."""
+        self._await([self._open_key(turn)], "rank 0 is not ready to save", self._patience_s)
+        return json.loads(self._store.get(self._open_key(turn)))
 
     def report(self, turn: int, text: str) -> None:
         """Send this rank's report of round `turn`."""
@@ -56,7 +58,8 @@ class Exchange:
         self._await(keys, "not every rank wrote its part", self._patience_s)
         reports = [self._store.get(key).decode() for key in keys]
         past = [self._heard_key(turn - 1, rank) for rank in range(1, self._world)]
-        for key in (*keys, self._verdict_key(turn - 1), *past):  # whoever reports has read the verdict before
+        # Whoever reports has read the verdict before, and has no more need to know whether it may write.
+        for key in (*keys, self._open_key(turn), self._verdict_key(turn - 1), *past):
             self._store.delete_key(key)
         return reports
 
@@ -80,6 +83,9 @@ class Exchange:
             with contextlib.suppress(Exception):  # a rank that is gone, or the store
                 self._await(heard, "not every rank heard how the save ended", _FAREWELL_S)
         self._closed.set()
+
+    def _open_key(self, turn: int) -> str:
+        return f"{self._keys}/{turn}/open"
 
     def _report_key(self, turn: int, rank: int) -> str:
         return f"{self._keys}/{turn}/report/{rank}"

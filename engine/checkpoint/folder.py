@@ -45,16 +45,24 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
+def largest(folder: Path) -> int:
+    """Return the bytes of the largest checkpoint in `folder`; 0 where there is none."""
+    paths = [step_path(folder, step) for step in saved_steps(folder)]
+    return max((sum(file.lstat().st_size for file in path.iterdir()) for path in paths), default=0)
+
+
 def sweep(folder: Path) -> None:
     """Tidy up after a crash: drop what was being written, bring back what was about to be replaced."""
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
         stem = path.name.removesuffix(path.suffix)
-        if path.suffix not in (_TMP, _REPLACED) or not _WHOLE.fullmatch(stem) or path.is_symlink():
+        if path.suffix not in (_TMP, _REPLACED) or not _WHOLE.fullmatch(stem):
             continue
         whole = path.with_name(stem)
-        if path.suffix == _REPLACED and not whole.exists():
+        if path.is_symlink():  # never ours: what it leads to would be filled, and emptied of all other files
+            path.unlink()
+        elif path.suffix == _REPLACED and not whole.exists():
             path.rename(whole)
         else:
             shutil.rmtree(path, ignore_errors=True)
@@ -126,7 +134,10 @@ def prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
             doomed = aside_path(folder, step)
             shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)
-            shutil.rmtree(doomed)
+            if doomed.is_symlink():
+                doomed.unlink()
+            else:
+                shutil.rmtree(doomed)
 
 
 def merge(step: int, meta: dict[str, object], shards: Iterable[Shard]) -> Manifest:

@@ -1,4 +1,7 @@
-"""One process at a time in a run folder: a second one would sweep away what the first is writing."""
+"""One process at a time in a run folder: a second one would sweep away what the first is writing.
+
+Whoever takes the lock is about to write into the folder, so this is also where links out of it are refused.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import os
 import socket
 from pathlib import Path
 
-from engine.errors import ConfigError
+from engine.errors import CheckpointError, ConfigError
 
 
 class FolderLock:
     """Held until `release`, or until this process ends in any way. ConfigError when another process holds it."""
 
     def __init__(self, folder: Path) -> None:
+        _expect_no_links(folder)
         self._file = open(folder / ".lock", "a+")  # noqa: SIM115 - open as long as the lock is held
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,3 +34,13 @@ class FolderLock:
 
     def release(self) -> None:
         self._file.close()
+
+
+def _expect_no_links(folder: Path) -> None:
+    """Refuse a run folder, perhaps unpacked from elsewhere, whose own files lead a writer to others outside of it.
+
+    Only the folder of checkpoints may be a link, to a larger disk: in it nothing but `step_*` is touched.
+    """
+    for path in folder.iterdir():
+        if path.is_symlink() and path.name != "checkpoints":
+            raise CheckpointError(f"{path} is a symbolic link, through which the run would write elsewhere; remove it.")

@@ -88,7 +88,7 @@ class Manifest:
         if encoded != _PREFIX + digest + _MIDDLE + body + _SUFFIX:
             raise CheckpointError(f"{MANIFEST} is damaged: its sha256 does not match its text.")
         try:
-            return _parse(json.loads(body))
+            return _parse(json.loads(body, object_pairs_hook=_distinct))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{MANIFEST} is not JSON: {' '.join(str(error).split())}") from None
 
@@ -110,6 +110,14 @@ class Manifest:
             },
             "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in self.files.items()},
         }
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of equal keys another reader may believe the other one."""
+    plain = dict(pairs)
+    if len(plain) < len(pairs):
+        _refuse("a key appears twice in one object")
+    return plain
 
 
 def _refuse(what: str) -> NoReturn:

@@ -165,6 +165,8 @@ def _try(
 ) -> tuple[Checkpoint | None, str | None]:
     """Verify the manifest and a share of the files; return the checkpoint, or what is wrong with it."""
     try:
+        if step is not None and path.is_symlink():  # a path the user wrote may be one
+            raise CheckpointError("it is a symbolic link.")
         with _open_plain(path / MANIFEST) as opened:
             checkpoint = Checkpoint(path, Manifest.decode(opened.read(MAX_BYTES)), warnings)
         if step not in (None, checkpoint.step):

@@ -85,9 +85,10 @@ def _follows(tensor: torch.Tensor, first: torch.Tensor, place: int) -> bool:
 
 
 class Snapshot:
-    """A copy of the entries of one save, in host memory that the next save uses again."""
+    """A copy of the entries of one save, `size` bytes, in host memory that the next save uses again."""
 
     def __init__(self) -> None:
+        self.size = 0
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._entries: list[Entry] = []
 
@@ -96,7 +97,8 @@ class Snapshot:
         # Wider types first: then every tensor starts at a multiple of its element size without padding.
         self._entries = sorted(entries, key=lambda entry: -entry.tensor.dtype.itemsize)
         tensors = [entry.tensor.detach() for entry in self._entries if entry.tensor.numel() > 0]
-        self._reserve(sum(tensor.nbytes for tensor in tensors), any(tensor.is_cuda for tensor in tensors))
+        self.size = sum(tensor.nbytes for tensor in tensors)
+        self._reserve(self.size, any(tensor.is_cuda for tensor in tensors))
         self._copy(tensors)
 
     def _copy(self, tensors: list[torch.Tensor]) -> None:

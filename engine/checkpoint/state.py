@@ -7,9 +7,7 @@ flat range of a box makes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +15,6 @@ from torch import Tensor
 from engine.checkpoint.boxes import Box, flat_range_boxes
 from engine.checkpoint.entry import Entry
 from engine.checkpoint.reader import Checkpoint
-from engine.config import ModelConfig
-from engine.errors import CheckpointError
 from engine.optim.adamw import Shard, ShardedAdamW
 from engine.parallel.sharding import Piece
 
@@ -69,25 +65,3 @@ def _parts(optimizer: ShardedAdamW) -> Iterator[tuple[Shard, Piece, Box, int]]:
             whole = Box(item.piece.offsets, item.piece.shape)
             for part in flat_range_boxes(whole, start - item.start, stop - item.start):
                 yield shard, item.piece, part.box, item.start + part.flat_start - low
-
-
-def expect_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
-    """Raise CheckpointError for the first trait that differs from the model the checkpoint holds."""
-    saved = _resolved(checkpoint.meta["config"]["model"])
-    wanted = _resolved(dataclasses.asdict(model))
-    for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "norm", "positions", "activation",
-                "attention_bias", "attention_out_bias", "mlp_bias", "tied_embeddings", "rope_theta",
-                "norm_eps"):  # fmt: skip
-        if key in saved and saved[key] != wanted[key]:
-            raise CheckpointError(
-                f"{checkpoint.path} holds another model: model.{key} is {saved[key]} there and {wanted[key]} here. "
-                f"Write model.{key}={saved[key]}, or another run.name to start afresh."
-            )
-
-
-def _resolved(model: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what null stands for in `kv_heads` and `head_dim`."""
-    return model | {
-        "kv_heads": model["kv_heads"] or model["heads"],
-        "head_dim": model["head_dim"] or model["hidden"] // model["heads"],
-    }

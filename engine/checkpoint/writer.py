@@ -27,6 +27,9 @@ from engine.errors import CheckpointError
 from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 
+_CLOSE_S = 30.0
+_MARGIN = 1.2  # free space wanted before a save, in checkpoints
+
 
 @dataclass(frozen=True)
 class SaveResult:
@@ -76,7 +79,7 @@ class CheckpointWriter:
         self, folder: Path, *, rank: int, world: int, store: Store, keep_last: int, keep_every: int,
         asynchronous: bool = True, patience_s: float = 1800.0,
     ) -> None:  # fmt: skip
-        self._folder, self._rank = folder, rank
+        self._folder, self._rank, self._world = folder, rank, world
         self._keep_last, self._keep_every = keep_last, keep_every
         self._asynchronous = asynchronous
         self._exchange = Exchange(store, rank, world, patience_s)
@@ -87,7 +90,6 @@ class CheckpointWriter:
         if rank == 0:
             with contextlib.suppress(OSError):  # the first save will say what is wrong with the folder
                 folders.sweep(folder)
-            self._exchange.open()
 
     def save(self, step: int, entries: Iterable[Entry], meta: dict[str, Any]) -> None:
         """Copy `entries` and `meta` (JSON values, rank 0's counts) and begin to write them as checkpoint `step`.
@@ -153,15 +155,34 @@ class CheckpointWriter:
     def _write(self, job: _Job) -> dict[str, Any]:
         """Write this rank's part; return the report for rank 0, on failure too."""
         try:
+            if self._rank == 0:
+                self._exchange.open(job.turn, self._lacks_room())
             if job.fault is not None:
                 return {"fault": job.fault}
-            self._exchange.await_open()
+            fault = self._exchange.await_open(job.turn)
+            if fault is not None:
+                return {"fault": fault}
             aside = folders.aside_path(self._folder, job.step)
             aside.mkdir(parents=True, exist_ok=True)
             FLIGHT.background(phases.SAVE_SHARD, job.step)
             return self._snapshot.write(aside / folders.shard_name(self._rank)).to_plain()
         except Exception as error:
             return {"fault": self._describe(error)}
+
+    def _lacks_room(self) -> str | None:
+        """Rank 0: return why the save should not begin; a full disk would spoil the logs and other runs too."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            needed = int(_MARGIN * (folders.largest(self._folder) or self._world * self._snapshot.size))
+            disk = shutil.disk_usage(self._folder)
+        except OSError as error:
+            return self._describe(error)
+        if disk.total == 0 or disk.free >= needed:  # disks in the network may not know their size
+            return None
+        return (
+            f"{self._folder} has {disk.free / 1e6:,.1f} MB free, and a checkpoint wants {needed / 1e6:,.1f} MB "
+            f"({_MARGIN:g} times its size): make room there"
+        )
 
     def _decide(self, job: _Job) -> _Verdict:
         """Rank 0: make the parts a checkpoint once all are there, or take them away."""

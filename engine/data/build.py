@@ -18,6 +18,7 @@ from engine.data.preprocess import index_documents, meta_path, open_index
 from engine.data.samples import Samples
 from engine.data.split import make_split
 from engine.data.tokenizer import Tokenizer
+from engine.data.verify import fingerprint
 from engine.errors import ConfigError, DataError, did_you_mean, explained
 from engine.objectives.causal import Causal
 
@@ -26,7 +27,11 @@ FORMATS = ("auto", "builtin", "text", "jsonl", "megatron")
 
 @dataclass(frozen=True)
 class DataBundle:
-    """Everything a run needs of its data. `vocab` is the model's vocabulary size; `valid` None without such a part."""
+    """Everything a run needs of its data.
+
+    `vocab` is the model's vocabulary size; `valid` None without such a part; `contents` says which corpora these are
+    and in what proportions (JSON values), wherever their files lie.
+    """
 
     train: Samples
     valid: Samples | None
@@ -35,6 +40,7 @@ class DataBundle:
     tokenizer: Tokenizer | None
     tokenizer_file: Path | None
     summary: str
+    contents: list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ def build_data(
     total = sum(dataset.tokens for dataset in datasets)
     count = sum(dataset.documents for dataset in datasets)
     summary = f"{count:,} documents, {total:,} tokens, {train.per_epoch:,} samples an epoch, vocabulary {size:,}"
-    return DataBundle(train, valid, collate, size, tokenizer, preparation.tokenizer_file, summary)
+    contents = [[share, fingerprint(d)] for share, d in zip(train.blend.counts, datasets, strict=True)]
+    return DataBundle(train, valid, collate, size, tokenizer, preparation.tokenizer_file, summary, contents)
 
 
 def _rounded_vocab(tokenizer: Tokenizer | None, multiple: int) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import json
+import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import DataError, explained
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -83,19 +87,21 @@ def _json_lines(path: Path, key: str, skipped: Skipped) -> Iterator[str]:
     read = 0
     with path.open("rb") as file:
         for line in file:
-            text = _decode(line, skipped)
+            text = _decode(line.removeprefix(codecs.BOM_UTF8), skipped)
             if text is None or not text.strip():
                 continue
             try:
                 record = json.loads(text)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, or numbers and nesting that only an attacker writes
                 skipped.bad_json += 1
                 continue
             read += 1
-            if isinstance(record, dict) and isinstance(record.get(key), str):
-                yield record[key]
-            else:
+            if not isinstance(record, dict) or not isinstance(record.get(key), str):
                 missing += 1
+            elif _LONE_SURROGATE.search(record[key]):  # JSON can spell half a character, which no encoding can hold
+                skipped.bad_utf8 += 1
+            else:
+                yield record[key]
     skipped.no_text += missing
     if read and missing == read:
         raise DataError(

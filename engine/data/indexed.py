@@ -8,6 +8,7 @@ Opening maps the files and reads a handful of numbers, however large the corpus 
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -87,6 +88,8 @@ class IndexedDataset:
             raise DataError(f"{idx_path(self.prefix)}: the first pointer is {int(self.pointers[0])}, not 0.")
         if len(self.document_indices) == 0 or int(self.document_indices[-1]) != len(self.pointers):
             raise DataError(f"{idx_path(self.prefix)}: document indices do not end at {len(self.pointers)} sequences.")
+        if int(self.document_indices[0]) != 0:
+            raise DataError(f"{idx_path(self.prefix)}: the first document begins at {self.document_indices[0]}, not 0.")
         self._tokens = np.memmap(path, mode="r", dtype=self.dtype) if size else np.zeros(0, self.dtype)
 
     @property
@@ -104,7 +107,14 @@ class IndexedDataset:
     def document_start(self, document: int) -> int:
         """Return the first token of a document (the end of the corpus for `documents`)."""
         sequence = int(self.document_indices[document])
-        return self.tokens if sequence >= len(self.pointers) else int(self.pointers[sequence]) // self.dtype.itemsize
+        if not 0 <= sequence <= len(self.pointers):
+            raise self._damaged(document)
+        if sequence == len(self.pointers):
+            return self.tokens
+        token, rest = divmod(int(self.pointers[sequence]), self.dtype.itemsize)
+        if rest or not 0 <= token <= self.tokens:
+            raise self._damaged(document)
+        return token
 
     def document_of(self, token: int) -> int:
         """Return the document that holds a token, by binary search."""
@@ -116,7 +126,18 @@ class IndexedDataset:
         """Return the first tokens of all documents that begin inside (start, stop)."""
         first, last = self.document_of(start) + 1, self.document_of(stop - 1) + 1
         sequences = np.asarray(self.document_indices[first:last])
-        return np.asarray(self.pointers[sequences]) // self.dtype.itemsize
+        if ((sequences < 0) | (sequences >= len(self.pointers))).any():
+            raise self._damaged(first)
+        starts = np.asarray(self.pointers[sequences]) // self.dtype.itemsize
+        if ((starts <= start) | (starts >= stop)).any():
+            raise self._damaged(first)
+        return starts
+
+    def _damaged(self, document: int) -> DataError:
+        return DataError(
+            f"{idx_path(self.prefix)} is damaged: document {document} or one near it lies outside the corpus; index it "
+            "again (launch/preprocess.py --verify says more)."
+        )
 
 
 class IndexedWriter:
@@ -125,6 +146,8 @@ class IndexedWriter:
     def __init__(self, prefix: str | Path, dtype: type[np.generic]) -> None:
         self.prefix, self.dtype = str(prefix), np.dtype(dtype)
         self.empty = 0  # documents left out because they hold no token
+        self.sha256: dict[str, str] = {}  # of the pair's files by their ending, once they are whole
+        self._bin_sha256 = hashlib.sha256()
         self._lengths: list[int] = []
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
         self._bin = open(f"{prefix}.bin.tmp", "wb")  # noqa: SIM115 (closed by close or abort)
@@ -134,7 +157,9 @@ class IndexedWriter:
         if len(tokens) == 0:
             self.empty += 1
             return
-        self._bin.write(np.asarray(tokens, dtype=self.dtype).tobytes())
+        data = np.asarray(tokens, dtype=self.dtype).tobytes()
+        self._bin.write(data)
+        self._bin_sha256.update(data)
         self._lengths.append(len(tokens))
 
     def add_all(self, documents: Iterable[Sequence[int]]) -> None:
@@ -147,10 +172,12 @@ class IndexedWriter:
         pointers = np.zeros(len(lengths), dtype=np.int64)
         np.cumsum(lengths[:-1].astype(np.int64) * self.dtype.itemsize, out=pointers[1:])
         code = next(code for code, kind in DTYPES.items() if np.dtype(kind) == self.dtype)
+        header = HEADER.pack(MAGIC, 1, code, len(lengths), len(lengths) + 1)
+        idx_sha256 = hashlib.sha256()
         with open(f"{self.prefix}.idx.tmp", "wb") as index:
-            index.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(lengths) + 1))
-            for array in (lengths, pointers, np.arange(len(lengths) + 1, dtype=np.int64)):
-                index.write(array.tobytes())
+            for array in (header, lengths.data, pointers.data, np.arange(len(lengths) + 1, dtype=np.int64).data):
+                index.write(array)
+                idx_sha256.update(array)
             index.flush()
             os.fsync(index.fileno())
         self._bin.flush()
@@ -158,6 +185,7 @@ class IndexedWriter:
         self._bin.close()
         os.replace(f"{self.prefix}.bin.tmp", bin_path(self.prefix))
         os.replace(f"{self.prefix}.idx.tmp", idx_path(self.prefix))
+        self.sha256 = {"bin": self._bin_sha256.hexdigest(), "idx": idx_sha256.hexdigest()}
 
     def abort(self) -> None:
         """Drop what was written."""

@@ -22,7 +22,7 @@ _worker_tokenizer: Tokenizer | None = None
 
 @dataclass(frozen=True)
 class IndexMeta:
-    """The sidecar `prefix.meta.json` of an indexed corpus."""
+    """The sidecar `prefix.meta.json` of an indexed corpus; it may come without the sums of the files beside it."""
 
     tokenizer_sha256: str
     vocab_size: int
@@ -30,6 +30,8 @@ class IndexMeta:
     documents: int
     tokens: int
     empty_documents: int
+    bin_sha256: str = ""
+    idx_sha256: str = ""
 
 
 def meta_path(prefix: str | Path) -> Path:
@@ -43,7 +45,7 @@ def read_meta(prefix: str | Path) -> IndexMeta | None:
         return None
     try:
         return IndexMeta(**json.loads(path.read_text()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise DataError(f"{path} is garbled; delete it and the corpus beside it, and index again.") from None
 
 
@@ -90,7 +92,10 @@ def index_documents(
             progress.advance(task)
         if count == 0:
             raise DataError(f"there is no text in {source or prefix}: {_nothing(writer.empty, skipped or Skipped())}.")
-        meta = IndexMeta(tokenizer.sha256, tokenizer.vocab_size, tokenizer.eod, count, tokens, writer.empty)
+    meta = IndexMeta(
+        tokenizer.sha256, tokenizer.vocab_size, tokenizer.eod, count, tokens, writer.empty,
+        bin_sha256=writer.sha256["bin"], idx_sha256=writer.sha256["idx"],
+    )  # fmt: skip
     aside = meta_path(prefix).with_suffix(".tmp")
     aside.write_text(json.dumps(asdict(meta), indent=1))
     os.replace(aside, meta_path(prefix))

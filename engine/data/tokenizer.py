@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -12,6 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from engine.errors import DataError
 
+_MOST_TOKENS = 1 << 24  # every id up to the highest is a row of the embedding
+_PIECE = 1 << 20  # characters encoded at a time: the backend takes over 100 bytes for each
+_WORD_START = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")  # not in a run of blanks, which may be one token
 EOD = "<|endoftext|>"
 EOD_NAMES = (EOD, "</s>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "[SEP]")
 
@@ -31,6 +36,8 @@ class Tokenizer:
             )
         self.eod = ids[0]
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        if self.vocab_size > _MOST_TOKENS:
+            raise DataError(f"{source} has the token id {self.vocab_size - 1}; ids up to {_MOST_TOKENS - 1} are read.")
         self.sha256 = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     @classmethod
@@ -40,9 +47,9 @@ class Tokenizer:
             raise DataError(f"tokenizer {path} is missing; name a tokenizer.json, or write data.tokenizer=train.")
         try:
             return cls(Backend.from_file(str(path)), str(path))
-        except DataError:
+        except (DataError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # a panic of the backend is no Exception
             raise DataError(f"tokenizer {path} cannot be read: {_one_line(error)}") from None
 
     @classmethod
@@ -70,10 +77,25 @@ class Tokenizer:
         os.replace(aside, path)
 
     def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Return the ids of `text`; a long one is cut where words begin, as tokenizers do anyway."""
+        try:
+            parts = (self._backend.encode(piece, add_special_tokens=False).ids for piece in _pieces(text))
+            return list(itertools.chain.from_iterable(parts))
+        except Exception as error:
+            raise DataError(f"the tokenizer cannot encode {text[:40]!r}: {_one_line(error)}") from None
 
     def decode(self, tokens: list[int]) -> str:
         return self._backend.decode(tokens, skip_special_tokens=False)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield `text` in pieces of `_PIECE` characters, each longer by what is left of its last word."""
+    start = 0
+    while start < len(text):
+        found = _WORD_START.search(text, start + _PIECE)
+        stop = found.start() if found else len(text)
+        yield text[start:stop]
+        start = stop
 
 
 def _one_line(error: BaseException) -> str:

@@ -33,6 +33,7 @@ from engine.interchange.hf_folder import CONFIG, StoredWeights, read_json, write
 from engine.interchange.huggingface import family_for, family_of, from_hf, to_hf
 from engine.interchange.saved import SavedModel
 from engine.models.transformer import parameter_shapes
+from engine.validate import validate
 
 FILE_BYTES = 5_000_000_000  # of an exported file, as transformers cuts them
 _SHARD_BYTES = 2_000_000_000  # of an imported shard
@@ -113,6 +114,8 @@ def import_folder(source: Path, run: Path, notice: Notice, shard_bytes: int = _S
     config = from_hf(plain, name)
     assert config.vocab_size is not None
     has_tokenizer = (source / _TOKENIZER).is_file()
+    if has_tokenizer:
+        read_json(source / _TOKENIZER)  # a garbled one, or a link to something else, is not copied
     meta = _meta(config, has_tokenizer)
     groups = _entries(source, family_of(plain), config, shard_bytes)
     with _one_line_errors(run):
@@ -131,6 +134,7 @@ def _plain_name(folder: Path) -> str:
 
 def _meta(config: ModelConfig, has_tokenizer: bool) -> dict[str, Any]:
     whole = Config(model=config, data=DataConfig(seq_len=config.max_positions))
+    validate(whole, None)  # what could not be trained is not imported either
     meta = {
         "config": dataclasses.asdict(whole), "vocab_size": config.vocab_size, "weights_only": True,
         "tokenizer": _TOKENIZER if has_tokenizer else None, "consumed_samples": 0,
@@ -158,6 +162,10 @@ def _entries(source: Path, family: Family, config: ModelConfig, shard_bytes: int
     """Check the folder's tensors against the model, all before the first is read; yield ours, a shard at a time."""
     assert config.vocab_size is not None
     weights = StoredWeights(source)
+    if config.layers > len(weights.names()):  # before a list of all their tensors is made
+        raise DataError(
+            f"{source} holds {len(weights.names())} tensors, too few for the {config.layers} layers of its {CONFIG}."
+        )
     shapes = parameter_shapes(config, config.vocab_size)
     links = [family.link(name) for name in shapes]
     stored = family.full_names(weights.names())

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from engine.errors import DataError
 
+_JSON_BYTES = 256 << 20  # an index of 100,000 tensors has 10 MB
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; DataError says what is wrong with it."""
     try:
+        if not path.exists():
+            raise DataError(f"{path} is missing: is {path.parent} a Hugging Face model folder?")
+        if not path.is_file() or path.stat().st_size > _JSON_BYTES:  # reading a pipe or a device would not end
+            raise DataError(f"{path} is no plain file of at most {_JSON_BYTES >> 20} MiB.")
         plain = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: is {path.parent} a Hugging Face model folder?") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
     if not isinstance(plain, dict):
@@ -68,6 +71,8 @@ class StoredWeights:
     def _open(self, file: str) -> Any:
         if Path(file).name != file:
             raise DataError(f"{self.folder / INDEX} names {file!r}, which is no file of this folder.")
+        if not (self.folder / file).is_file():  # opening a pipe would wait for ever
+            raise DataError(f"{self.folder / file} is missing, or no plain file.")
         try:
             return safe_open(self.folder / file, framework="pt", device="cpu")
         except (OSError, SafetensorError) as error:

@@ -10,8 +10,9 @@ from engine.errors import ConfigError, did_you_mean
 from engine.interchange.family import Family, config_from, config_to, mismatches
 from engine.interchange.gpt2 import GPT2
 from engine.interchange.llama import LLAMA
+from engine.interchange.qwen3 import QWEN3
 
-FAMILIES = (LLAMA, GPT2)
+FAMILIES = (LLAMA, QWEN3, GPT2)
 
 
 def family_of(plain: dict[str, Any]) -> Family:

@@ -11,7 +11,7 @@ from engine.interchange.family import HEAD, Family, Field, Link
 _PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 
 
-def _settle(plain: dict[str, Any]) -> dict[str, Any]:
+def settle_rope(plain: dict[str, Any]) -> dict[str, Any]:
     """Fold `rope_parameters` (transformers 5) and `rope_scaling` (4) into rope_theta; only plain rope is ours."""
     plain = dict(plain)
     for key in ("rope_scaling", "rope_parameters"):
@@ -74,7 +74,7 @@ LLAMA = Family(
         Link("final_norm.weight", "model.norm.weight"),
         Link("head.weight", HEAD),
     ),
-    settle=_settle,
+    settle=settle_rope,
     limits=_limits,
     inert=frozenset({"pretraining_tp"}),  # sums the same products in slices
     buffers=r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.manifest import MANIFEST
 from engine.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint
-from engine.config import ModelConfig
+from engine.checkpoint.state import MASTER
+from engine.config import Config, DataConfig, ModelConfig
 from engine.errors import CheckpointError
+from engine.models.transformer import parameter_shapes
+from engine.validate import validate
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,13 @@ class SavedModel:
     @classmethod
     def _from_meta(cls, checkpoint: Checkpoint, meta: dict[str, Any]) -> SavedModel:
         config = ModelConfig(**meta["config"]["model"])
-        context = int(meta["config"]["data"]["seq_len"])
+        context, vocab = int(meta["config"]["data"]["seq_len"]), int(meta["vocab_size"])
+        # A manifest from elsewhere must not make us ask for more memory than its files could fill.
+        validate(Config(model=replace(config, vocab_size=vocab), data=DataConfig(seq_len=1)), None)
+        if config.layers > len(checkpoint.names()):
+            raise CheckpointError(f"{checkpoint.path} holds too few tensors for {config.layers} layers.")
+        for name, shape in parameter_shapes(config, vocab).items():
+            checkpoint.expect(f"{MASTER}/{name}", shape)
         if config.positions == "learned":
             context = min(context, config.max_positions)
         tokenizer = None
@@ -45,7 +54,7 @@ class SavedModel:
             # only a plain name: a manifest from elsewhere must not point out of its run folder
             tokenizer = checkpoint.path.resolve().parent.parent / Path(meta["tokenizer"]).name
             tokenizer = tokenizer if tokenizer.is_file() else None
-        return cls(checkpoint, config, int(meta["vocab_size"]), context, tokenizer)
+        return cls(checkpoint, config, vocab, context, tokenizer)
 
 
 def _find(path: Path) -> Checkpoint:

@@ -7,13 +7,15 @@ the same kv head; each sees only its own queries, so that head's gradient is sum
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.config import ModelConfig
 from engine.mesh import Axis
-from engine.models.registry import POSITIONS
+from engine.models.registry import NORMS, POSITIONS
 from engine.models.traits import Pass
 from engine.ops.attention import attention, dropped_attention
 from engine.parallel.linear import ColumnLinear, RowLinear, TensorParallel
@@ -59,6 +61,9 @@ class Attention(nn.Module):
             _qkv(f"{name}.{{}}.bias", (), config, heads, Init()) if config.attention_bias else [],
             tp,
         )
+        # Each rank norms its own heads, of a shared kv head for its own queries: weights see a part of the gradient.
+        norm = partial(NORMS.get(config.norm), hidden=heads.dim, eps=config.norm_eps, tp=tp, split=True)
+        self.q_norm, self.k_norm = (norm(f"{name}.{part}_norm") if config.qk_norm else None for part in "qk")
         out_init = Init(std=config.init_std / ((2 * config.layers) ** 0.5 if config.scaled_init else 1.0))
         bias = [whole(f"{name}.out.bias", (config.hidden,), Init(), tp.axis, partial_grad=tp.sequence_parallel)]
         self.out = RowLinear(
@@ -69,12 +74,24 @@ class Attention(nn.Module):
 
     def forward(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
         # Outside of what is recomputed: it overwrites its input, which would be rotated twice.
-        qkv_bsf = self.positions.rotate(self.qkv(x_bsh), self.heads.q + self.heads.kv, ctx)
+        qkv_bsf = self.positions.rotate(self._normed(self.qkv(x_bsh)), self.heads.q + self.heads.kv, ctx)
         if self.recompute and self.training:
             out = checkpoint(self._core, qkv_bsf, ctx, use_reentrant=False, preserve_rng_state=False)
         else:
             out = self._core(qkv_bsf, ctx)
         return self.out(out)
+
+    def _normed(self, qkv_bsf: Tensor) -> Tensor:
+        """Norm each head of q and of k (arXiv 2302.05442), so that attention's logits cannot grow with the weights."""
+        if self.q_norm is None or self.k_norm is None:
+            return qkv_bsf
+        widths = [count * self.heads.dim for count in (self.heads.q, self.heads.kv, self.heads.kv)]
+        q_bsf, k_bsf, v_bsf = qkv_bsf.split(widths, dim=-1)
+        normed = [
+            norm(x_bsf.unflatten(-1, (-1, self.heads.dim))).flatten(-2)
+            for norm, x_bsf in ((self.q_norm, q_bsf), (self.k_norm, k_bsf))
+        ]
+        return torch.cat([*normed, v_bsf], dim=-1)
 
     def _core(self, qkv_bsf: Tensor, ctx: Pass) -> Tensor:
         heads = self.heads

@@ -14,6 +14,7 @@ from engine.mesh import Axis
 from engine.models.block import Block, drop_hidden
 from engine.models.registry import NORMS, POSITIONS
 from engine.models.traits import Pass
+from engine.ops.gradient import scale_gradient
 from engine.ops.key_ranges import KeyRanges
 from engine.parallel.cross_entropy import LossTerms
 from engine.parallel.embedding import VocabEmbedding
@@ -42,15 +43,20 @@ class Chunk(nn.Module):
         embedding_axis: Axis,
         recompute: str = "none",
         head_block_mb: float | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
-        self.config, self.tp, self.head_block_mb = config, tp, head_block_mb
+        self.config, self.tp, self.head_block_mb, self.z_loss = config, tp, head_block_mb, z_loss
         self.is_first, self.is_last = layers[0] == 0, layers[1] == config.layers
         init = Init(std=config.init_std)
         if self.is_first:
             self.embedding = VocabEmbedding("embedding.weight", vocab, config.hidden, init, tp)
             if config.tied_embeddings:
                 _share(self.embedding.weight, embedding_axis)
+            norm = NORMS.get(config.norm)
+            self.embedding_norm = (
+                norm("embedding_norm", config.hidden, config.norm_eps, tp) if config.embedding_norm else nn.Identity()
+            )
             self.positions = POSITIONS.get(config.positions)(config, tp, with_table=True)
         self.blocks = nn.ModuleList(Block(layer, config, tp, kv_axis, recompute) for layer in range(*layers))
         if self.is_last:
@@ -68,7 +74,8 @@ class Chunk(nn.Module):
         """Map tokens (first chunk) or hidden states to hidden states, on the last chunk to those that `logits` and
         `loss` take."""
         if hidden_bsh is None:
-            x_bsh = self.positions.embed(self.embedding(tokens_bs), ctx)
+            x_bsh = scale_gradient(self.embedding(tokens_bs), self.config.embedding_grad)
+            x_bsh = self.positions.embed(self.embedding_norm(x_bsh), ctx)
             x_bsh = drop_hidden(x_bsh, self.config.embedding_dropout, ctx, EMBEDDING_LAYER, "embedding", self.tp)
         else:
             x_bsh = hidden_bsh
@@ -81,9 +88,9 @@ class Chunk(nn.Module):
         return column_linear(x_bsh, self.head, None, self.tp)
 
     def loss(self, x_bsh: Tensor, labels_bs: Tensor, share: Share) -> Tensor:
-        """Return the micro-batch's share of the loss, 0-dim; see `head_loss`."""
+        """Return the micro-batch's share of the loss, 0-dim, in training with the z-loss; see `head_loss`."""
         (piece,) = pieces_of(self.head)
-        terms = LossTerms(vocab=piece.global_shape[0])
+        terms = LossTerms(vocab=piece.global_shape[0], z_loss=self.z_loss if self.training else 0.0)
         return head_loss(x_bsh, self.head, labels_bs, share, self.tp, terms=terms, block_mb=self.head_block_mb)
 
 

@@ -1,1 +1,1 @@
-"""One record per step, sent to every sink: console, metrics.jsonl, Weights & Biases."""
+"""One record per step, sent to every sink: console, metrics.jsonl, Weights & Biases; and a report made from them."""

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from engine.monitor.metrics import Record
+from engine.monitor.metrics import INFO, Record
 
 
 def make_console(kind: str, log_interval: int, stream: TextIO | None = None) -> PlainConsole | RichConsole | None:
@@ -44,7 +44,7 @@ class PlainConsole:
             place = f"{record['step']:>{len(total)}}/{total}"
             self.event("  ".join([f"step {place}", *_numbers(record), f"eta {self.clock.eta()}"]))
 
-    def event(self, text: str) -> None:
+    def event(self, text: str, level: str = INFO) -> None:
         print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class RichConsole:
         self.progress.update(self._task, completed=int(record["step"]), loss=loss, numbers="  ".join(others))
         self.progress.refresh()
 
-    def event(self, text: str) -> None:
+    def event(self, text: str, level: str = INFO) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 
-from engine.monitor.metrics import Record
+from engine.monitor.metrics import INFO, Record
 
 
 class JsonlSink:
@@ -37,7 +37,7 @@ class JsonlSink:
             os.ftruncate(self._file, size)
             raise OSError(f"{self.path}: no space left for metrics")
 
-    def event(self, text: str) -> None:
+    def event(self, text: str, level: str = INFO) -> None:
         """Notices are for people; the file holds numbers."""
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Every metric by name: the one table that records, sinks and dashboards share.
+"""Every metric by name: the one table that records, sinks and dashboards share, and the metric tree of wandb.
 
 A record is a flat dict with `step` (steps made so far) and some of the keys below. metrics.jsonl uses the keys;
 dashboards get the names that users of Megatron-LM, torchtitan and nanotron already plot.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Record = dict[str, float | int]
+
+INFO, WARN, ERROR = "info", "warn", "error"  # levels of notices
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ METRICS = {
         Metric("mfu_percent", "mfu(%)", "model FLOP/s as a share of the device's peak, percent"),
         Metric("memory_gib", "memory/max_active(GiB)", "most memory this rank has held, GiB"),
         Metric("goodput", "goodput", "useful share of the run's time so far, 0 to 1 (engine.monitor.goodput)"),
+        # with a step, every few seconds, of the GPU of the rank that writes (engine.monitor.nvml)
+        Metric("gpu_power_w", "gpu/power(W)", "power drawn, watts"),
+        Metric("gpu_temperature_c", "gpu/temperature(C)", "temperature, degrees Celsius"),
+        Metric(
+            "gpu_clock_mhz", "gpu/sm_clock(MHz)", "clock of the multiprocessors, MHz; it falls where power is short"
+        ),
+        Metric("gpu_busy_percent", "gpu/utilization(%)", "share of the time in which some kernel ran, percent"),
+        Metric(
+            "gpu_ecc_errors", "gpu/ecc_uncorrected", "memory errors that were not corrected since the driver started"
+        ),
         # after a validation
         Metric("valid_loss", "lm loss validation", "mean loss over the scored validation samples, nats per token"),
         Metric("valid_perplexity", "lm loss validation ppl", "exp(valid_loss)"),

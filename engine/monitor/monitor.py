@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -11,11 +12,16 @@ from typing import Protocol
 
 from engine.checkpoint.writer import SaveResult
 from engine.config import Config
+from engine.device import Device, local_rank
+from engine.errors import printable
 from engine.monitor import attempts
 from engine.monitor.console import make_console
 from engine.monitor.goodput import Account
 from engine.monitor.jsonl import JsonlSink
-from engine.monitor.metrics import Record
+from engine.monitor.metrics import INFO, WARN, Record
+from engine.monitor.nvml import Nvml
+from engine.monitor.starts import StartsSink
+from engine.monitor.tensorboard_sink import TensorboardSink
 from engine.monitor.wandb_sink import WandbSink
 
 
@@ -26,7 +32,7 @@ class Sink(Protocol):
 
     def log(self, record: Record) -> None: ...
 
-    def event(self, text: str) -> None: ...
+    def event(self, text: str, level: str = INFO) -> None: ...
 
     def close(self) -> None: ...
 
@@ -38,8 +44,10 @@ class Monitor:
         self._sinks: list[Sink] = []
         self._warned = False
         self.timeline = 0  # rollbacks so far
+        self._nvml: Nvml | None = None
         self._folder, self._account, self._accounted = folder, Account(), 0
         if is_writer:
+            self._nvml = Nvml(Device.pick(config.run.device, local_rank()))
             self._sinks = _make_sinks(config, folder, self.event)
 
     def begin(self, step: int, total: int, timeline: int = 0, born: float | None = None) -> None:
@@ -69,6 +77,8 @@ class Monitor:
     def log(self, step: int, values: Record) -> None:
         """Send one record, keyed as in `engine.monitor.metrics`; `step` counts the steps made so far."""
         record: Record = {"step": step, "timeline": self.timeline, **values}
+        if self._nvml is not None and "loss" in values:
+            record.update(self._nvml.readings())
         self._account.add(record)
         if "loss" in record:
             self._account.until = time.time()
@@ -104,24 +114,29 @@ class Monitor:
         else:
             self.event(
                 f"step {result.step} was NOT saved: {result.error}; training goes on, and the checkpoint before it "
-                "stays"
+                "stays",
+                WARN,
             )
 
-    def event(self, text: str) -> None:
-        """Show a one-line notice."""
+    def event(self, text: str, level: str = INFO) -> None:
+        """Show a one-line notice. Of level WARN (the run helps itself) or ERROR (it stops) it is also an alert."""
         for sink in self._sinks:
-            sink.event(text)
+            with contextlib.suppress(OSError, ValueError):  # a log that is full, a pipe whose reader left
+                sink.event(printable(text), level)
 
     def close(self) -> None:
         for sink in self._sinks:
-            sink.close()
+            with contextlib.suppress(OSError, ValueError):
+                sink.close()
 
 
 def _make_sinks(config: Config, folder: Path, notify: Callable[[str], None]) -> list[Sink]:
     settings = config.monitor
     console = make_console(settings.console, config.train.log_interval)
     sinks: list[Sink] = [] if console is None else [console]
-    sinks.append(JsonlSink(folder / "metrics.jsonl"))
+    sinks += [JsonlSink(folder / "metrics.jsonl"), StartsSink(folder, config)]
+    if settings.tensorboard:
+        sinks.append(TensorboardSink(folder, notify))
     if settings.wandb != "off":
         about = dataclasses.asdict(config)
         sinks.append(WandbSink(settings.wandb, settings.wandb_project, folder, about, notify))

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from engine.monitor.metrics import METRICS, Record
+from engine.monitor.metrics import INFO, METRICS, Record
 
 
 class WandbSink:
     """Sends records to wandb in `mode` (auto | offline | online), keeping its files in the run folder.
 
     Any failure of wandb is told once through `notify` and ends its use, not the training. Points are plotted over
-    `step`: wandb's own step may not go back, but a run resumed after a crash does.
+    `step`: wandb's own step may not go back, but a run resumed after a crash does. Every point also holds the tokens
+    consumed until then, to be chosen as the other axis.
     """
 
     def __init__(
@@ -25,17 +26,24 @@ class WandbSink:
     ) -> None:
         self.mode, self.project, self.folder, self.config, self.notify = mode, project, folder, config, notify
         self._run: Any = None
+        self._tokens: float | None = None  # consumed at the newest step
 
     def begin(self, step: int, total: int, timeline: int = 0) -> None:
         self._try(self._start)
 
     def log(self, record: Record) -> None:
+        self._tokens = record.get("consumed_tokens", self._tokens)
         if self._run is not None:
+            if self._tokens is not None:
+                record = {"consumed_tokens": self._tokens, **record}
             named = {METRICS[key].dashboard if key in METRICS else key: value for key, value in record.items()}
             self._try(lambda: self._run.log(named))
 
-    def event(self, text: str) -> None:
-        """Notices go to the console only."""
+    def event(self, text: str, level: str = INFO) -> None:
+        """Make a warning or an error an alert, which wandb also sends by mail or chat; the console shows the others."""
+        if self._run is not None and level != INFO:
+            title = f"{self.folder.name}: {text.partition(': ')[0]}"
+            self._try(lambda: self._run.alert(title=title[:63], text=text, level=level.upper()))
 
     def close(self) -> None:
         if self._run is not None:
@@ -57,7 +65,7 @@ class WandbSink:
     def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # it has been seen to leave the process, too
             self._run = None
             self.notify(f"wandb failed and is off for the rest of this run: {type(error).__name__}: {error}")
 

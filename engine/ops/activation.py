@@ -61,7 +61,7 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Te
     else:
         gate, up = z.chunk(2, dim=-1)
         value, backward = _GATED[kind]
-        dz = torch.cat([backward(dy * up, gate), dy * value(gate)], dim=-1)
+        dz = torch.cat([backward(dy, gate) * up, dy * value(gate)], dim=-1)  # dy * up may overflow at a closed gate
     return dz.to(x.dtype), dz.flatten(0, -2).sum(0) if bias is not None else dz.new_empty(0)
 
 

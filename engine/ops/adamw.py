@@ -48,15 +48,37 @@ def adamw_(
         return
     applied = keep > 0
     scaled = torch.where(applied, grad * grad_scale, 0.0)
-    first = torch.lerp(exp_avg, scaled, 1.0 - beta1)
-    second = exp_avg_sq * beta2 + scaled * scaled * (1.0 - beta2)
-    number = step.double()  # 1 - beta2^step loses most digits of float32 in the first steps
-    denominator = (second / (1.0 - beta2**number)).sqrt() + eps
-    updated = param * (1.0 - lr * weight_decay) - lr * (first / (1.0 - beta1**number)) / denominator
+    updated, first, second, _ = next_values(
+        param, scaled, exp_avg, exp_avg_sq, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+        step=step,
+    )  # fmt: skip
     for old, new in ((param, updated), (exp_avg, first), (exp_avg_sq, second)):
         old.copy_(torch.where(applied, new, old))
     if rounded is not None:
         rounded.copy_(torch.where(applied, param.to(rounded.dtype), rounded))
+
+
+def next_values(
+    param: Tensor,
+    scaled: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return parameter and moments after update number `step` with the gradient `scaled`, and what Adam expects of
+    that gradient's square: the second moment without the bias of its start at 0. Nothing is changed."""
+    first = torch.lerp(exp_avg, scaled, 1.0 - beta1)
+    second = exp_avg_sq * beta2 + scaled * scaled * (1.0 - beta2)
+    number = step.double()  # 1 - beta2^step loses most digits of float32 in the first steps
+    expected = second / (1.0 - beta2**number)
+    updated = param * (1.0 - lr * weight_decay) - lr * (first / (1.0 - beta1**number)) / (expected.sqrt() + eps)
+    return updated, first, second, expected
 
 
 def sum_of_squares(flat: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ def ce_grad_(
 
     That is scale * (p * (1 + 2 z_loss log Z) - (1 - smoothing) [is target] - smoothing / vocab), where log Z =
     max + log_sum over the whole vocabulary of `vocab` tokens and p = exp(logit - max - log_sum). The sum of the two
-    is not formed for p, because it would round away the digits that the softmax needs.
+    is not formed for p, because it would round away the digits that the softmax needs. Rows of scale 0 become zeros,
+    whatever their logits.
     """
     if backend.native("cross_entropy", logits_nv) and logits_nv.is_contiguous():
         torch.ops.trimaran.ce_grad_(
@@ -58,7 +59,7 @@ def ce_grad_(
         grad_nv -= smoothing / vocab
     local_n, held_n = _local(targets_n, vocab_start, logits_nv.shape[1])
     grad_nv.scatter_add_(1, local_n[:, None], -(1.0 - smoothing) * held_n[:, None].to(grad_nv.dtype))
-    return logits_nv.copy_(grad_nv * scale_n[:, None])
+    return logits_nv.copy_((grad_nv * scale_n[:, None]).masked_fill_(scale_n[:, None] == 0, 0.0))
 
 
 def _local(targets_n: Tensor, vocab_start: int, width: int) -> tuple[Tensor, Tensor]:

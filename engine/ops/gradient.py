@@ -1,4 +1,4 @@
-"""Where the gradient of a weight goes: summed into its main gradient, in that one's precision.
+"""Where gradients go. That of a weight: summed into its main gradient, in that one's precision.
 
 A weight held by gradient buckets has `main_grad` (fp32, or fp64 for fp64 runs) and `grad_ready()`. Ops add to it
 themselves, because autograd would round every micro-batch's gradient to the weight's own dtype first.
@@ -6,7 +6,26 @@ themselves, because autograd would round every micro-batch's gradient to the wei
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return x, whose gradient is multiplied by `factor`: factor * x + (1 - factor) * x.detach(), without rounding."""
+    return x if factor == 1.0 else _ScaleGradient.apply(x, factor)
 
 
 def deliver(weight: Tensor, grad: Tensor) -> Tensor | None:

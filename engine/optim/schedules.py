@@ -1,4 +1,4 @@
-"""Learning rate by trained step, and global batch by consumed samples: both pure functions."""
+"""Learning rate and beta2 by trained step, and global batch by consumed samples: all pure functions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
 
     Linear warm-up reaches `lr` at its last step, then the schedule decays, to `min_lr` at step `decay_steps - 1`,
     and stays there. `inverse_sqrt` follows lr * sqrt(warmup / step) (arXiv 1706.03762) and never goes below
-    min_lr; `wsd` stays at lr and decays linearly over its last part (arXiv 2404.06395).
+    min_lr; `wsd` stays at lr and decays linearly over its last part (arXiv 2404.06395). After `restart_steps` all of it
+    begins anew (SGDR, arXiv 1608.03983).
     """
+    if config.restart_steps:
+        step, total_steps = step % config.restart_steps, config.restart_steps
     decay_steps = config.decay_steps or total_steps
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -30,6 +33,15 @@ def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
     if config.schedule == "cosine":
         progress = 0.5 * (1.0 - math.cos(math.pi * progress))
     return config.lr * (1.0 - progress) + config.min_lr * progress
+
+
+def second_beta(step: int, config: OptimConfig) -> float:
+    """Return Adam's beta2 of optimizer step `step` (0-based).
+
+    `palm` is 1 - k^-0.8 at step k = step + 1 (arXiv 2204.02311): an average over a growing share of the past, which
+    forgets the first gradients soon and needs no correction for a start at 0.
+    """
+    return 1.0 - (step + 1) ** -0.8 if config.beta2_schedule == "palm" else config.beta2
 
 
 def global_batch(consumed: int, config: TrainConfig) -> int:

@@ -14,7 +14,7 @@ there first; forgetting that is the classic silent bug of tensor parallelism.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,16 @@ class Bucket:
         """The runs that my shard holds, in shard coordinates."""
         found = (run.within(*self.shard_range) for run in self.runs)
         return [run for run in found if run is not None]
+
+    def shard_tensors(self) -> list[tuple[str, Run]]:
+        """As `shard_runs`, but a run of its own for each piece, with the global name of its tensor."""
+        found = []
+        for item in self.placed:
+            around = next(run for run in self.runs if run.start <= item.start < run.stop)
+            run = replace(around, start=item.start, stop=item.stop).within(*self.shard_range)
+            if run is not None:
+                found.append((item.piece.name, run))
+        return found
 
     def reduce(self) -> None:
         """Sum partial gradients over their own axes, then start the reduce-scatter over dp."""

@@ -73,17 +73,22 @@ class _CrossEntropy(torch.autograd.Function):
         return grad_nv, None, None, None, None
 
 
+def runs_on_flash(x: Tensor, axis: Axis, terms: LossTerms) -> bool:
+    """Say whether flash-attn's kernel serves logits like x; every rank of `axis` comes to the same choice."""
+    is_even = terms.vocab > 0 and terms.vocab % axis.size == 0  # the library knows equal shares only
+    return is_even and backend.choose("cross_entropy", x) == "flash"
+
+
 def vocab_parallel_cross_entropy(
     logits_nv: Tensor, targets_n: Tensor, vocab_start: int, axis: Axis, terms: LossTerms = NO_TERMS
 ) -> Tensor:
     """Return -log softmax(logits)[target] for each row, in float32 (float64 for float64 logits), with `terms` added.
 
     `logits_nv` [n, local vocabulary] are the columns from `vocab_start` on; they are overwritten by their
-    gradient in the backward pass and must not be used afterwards. `targets_n` int64 are global token ids.
+    gradient in the backward pass and must not be used afterwards. `targets_n` int64 are global token ids; the logit
+    of one outside the vocabulary counts as 0, which makes sense only where the caller masks the loss.
     """
-    # The library knows equal shares only; every rank must come to the same choice.
-    is_even = terms.vocab > 0 and terms.vocab % axis.size == 0
-    if is_even and backend.choose("cross_entropy", logits_nv) == "flash":
+    if runs_on_flash(logits_nv, axis, terms):
         return flash.cross_entropy(
             logits_nv, targets_n, vocab=terms.vocab, group=axis.group, label_smoothing=terms.smoothing,
             z_loss=terms.z_loss,

@@ -13,11 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.ops import backend
 from engine.ops.cross_entropy import ce_grad_
 from engine.ops.linear import add_weight_grad_, grad_input, matmul, widen
 from engine.parallel.collectives import DONE, all_reduce, gather_sequence, start_scatter_sequence
-from engine.parallel.cross_entropy import NO_TERMS, LossTerms, joined_stats, vocab_parallel_cross_entropy
+from engine.parallel.cross_entropy import (
+    NO_TERMS,
+    LossTerms,
+    joined_stats,
+    runs_on_flash,
+    vocab_parallel_cross_entropy,
+)
 from engine.parallel.linear import TensorParallel, column_linear
 from engine.parallel.sharding import pieces_of
 
@@ -28,8 +33,8 @@ _CPU_BLOCK_MB = 16.0  # stays in a large cache
 class Share:
     """How token losses add up: sum(loss * mask) * factor.
 
-    `mask_bs` [b, s] or None, `factor` 0-dim (one over the tokens of the global batch, say), and `gradient` 0-dim, from
-    which the backward pass will start (fp16's loss scale; None: 1).
+    `mask_bs` [b, s] or None (neither labels nor logits matter where it is 0), `factor` 0-dim (one over the tokens of
+    the global batch, say), and `gradient` 0-dim, from which the backward pass will start (fp16's loss scale; None: 1).
     """
 
     mask_bs: Tensor | None
@@ -51,11 +56,12 @@ def head_loss(
     the head; under sequence parallelism x is my shard.
 
     At most `block_mb` MiB of logits are held at a time (0: all; None: 16 on CPUs, all on GPUs). The backward pass
-    must start from `share.gradient`, whatever it is handed.
+    must start from `share.gradient`, whatever it is handed. Labels outside the vocabulary must be masked
+    (RuntimeError; on GPUs when the device comes to it).
     """
     (piece,) = pieces_of(head_vh)
-    is_even = terms.vocab > 0 and terms.vocab % tp.axis.size == 0  # the library knows equal shares only
-    if is_even and backend.choose("cross_entropy", x_bsh) == "flash":
+    _check_labels(labels_bs, share, piece.global_shape[0])
+    if runs_on_flash(x_bsh, tp.axis, terms):
         logits_bsv = column_linear(x_bsh, head_vh, None, tp)
         logits_nv, targets_n = logits_bsv.view(-1, logits_bsv.shape[-1]), labels_bs.reshape(-1)
         losses_n = vocab_parallel_cross_entropy(logits_nv, targets_n, piece.offsets[0], tp.axis, terms)
@@ -67,6 +73,14 @@ def head_loss(
     return _HeadLoss.apply(x_bsh, head_vh, labels_bs.reshape(-1), share, tp, terms, rows, torch.is_grad_enabled())
 
 
+def _check_labels(labels_bs: Tensor, share: Share, vocab: int) -> None:
+    is_fine_bs = (labels_bs >= 0) & (labels_bs < vocab)
+    if share.mask_bs is not None:
+        is_fine_bs |= (share.mask_bs == 0).view_as(is_fine_bs)
+    said = f"head_loss: a label is outside the vocabulary of {vocab} tokens, and not masked; give it a loss mask of 0."
+    torch._assert_async(is_fine_bs.all(), said)  # no GPU is waited for
+
+
 def _rows(tokens: int, row_bytes: int, block_mb: float) -> int:
     """Return the number of tokens of a block: blocks of nearly one size, none larger than allowed."""
     most = max(1, int(block_mb * 2**20) // row_bytes) if block_mb > 0 else max(1, tokens)
@@ -76,7 +90,8 @@ def _rows(tokens: int, row_bytes: int, block_mb: float) -> int:
 
 def _sum(losses_n: Tensor, share: Share) -> Tensor:
     if share.mask_bs is not None:
-        losses_n = losses_n * share.mask_bs.reshape(-1).to(losses_n.dtype)
+        mask_n = share.mask_bs.reshape(-1).to(losses_n.dtype)
+        losses_n = torch.where(mask_n == 0, 0.0, losses_n * mask_n)  # a masked loss need not be finite
     return losses_n.sum() * share.factor.to(losses_n.dtype)
 
 
@@ -91,17 +106,17 @@ class _HeadLoss(torch.autograd.Function):
         tp: TensorParallel,
         terms: LossTerms,
         rows: int,
-        trains: bool,
+        has_grad: bool,
     ) -> Tensor:
         whole_bsh = gather_sequence(x_bsh, tp.axis) if tp.shards_sequence else x_bsh
         x_nh = whole_bsh.reshape(-1, whole_bsh.shape[-1])
         if len(targets_n) != len(x_nh):  # blocks would pair what there is of both
             raise ValueError(f"head_loss has {len(targets_n)} labels for {len(x_nh)} tokens.")
         spans = [slice(start, start + rows) for start in range(0, max(1, len(x_nh)), rows)]  # one, empty, of no tokens
-        if not trains:
+        if not (has_grad and any(ctx.needs_input_grad)):
             return _sum(torch.cat([_block(x_nh[n], head_vh, targets_n[n], tp, terms) for n in spans]), share)
         dx_nh, scale_n = torch.empty_like(x_nh), _scales(targets_n, share, x_nh)
-        dhead_vh, losses = _gradient_of(head_vh), list[Tensor]()
+        dhead_vh, losses = _gradient_of(head_vh) if head_vh.requires_grad else None, list[Tensor]()
         ctx.handles = []
         for n in spans:
             into = _Into(dx_nh[n], dhead_vh, scale_n[n])
@@ -118,6 +133,8 @@ class _HeadLoss(torch.autograd.Function):
             dx_bsh, handle = start_scatter_sequence(dx_bsh, ctx.tp.axis)
         for pending in (*ctx.handles, handle):
             pending.wait()
+        if ctx.dhead_vh is None:
+            return dx_bsh, *[None] * 7
         if hasattr(ctx.head, "main_grad"):
             ctx.head.grad_ready()
             return dx_bsh, *[None] * 7
@@ -125,10 +142,11 @@ class _HeadLoss(torch.autograd.Function):
 
 
 class _Into(NamedTuple):
-    """Where a block's gradients go: written over `dx_nh`, added to `dhead_vh`; `scale_n` is that of the losses."""
+    """Where a block's gradients go: written over `dx_nh`, added to `dhead_vh` (None: a frozen head); `scale_n` is that
+    of the losses."""
 
     dx_nh: Tensor
-    dhead_vh: Tensor
+    dhead_vh: Tensor | None
     scale_n: Tensor
 
 
@@ -144,7 +162,8 @@ def _block(
         stats = (max_n, log_sum_n, into.scale_n)
         dlogits_nv = ce_grad_(logits_nv, targets_n, piece.offsets[0], *stats, **terms._asdict())
         into.dx_nh.copy_(grad_input(dlogits_nv, head_vh))
-        add_weight_grad_(into.dhead_vh, dlogits_nv, wide_nh)
+        if into.dhead_vh is not None:
+            add_weight_grad_(into.dhead_vh, dlogits_nv, wide_nh)
     return losses_n
 
 

@@ -23,7 +23,8 @@ def stall(rank: int, world: int, layout: Layout, sizes: Sizes, plan: Plan) -> Pa
     """Body of a rank: the time `save` takes from training, against one copy of the state into ready memory."""
     torch.set_num_threads(layout.threads)
     ours = Trimaran(sizes, draw_weights(sizes), layout.parallel, layout.micro_batch)
-    state = [entry.tensor for entry in entries(ours.stepper.optimizer)]
+    held = list(entries(ours.stepper.optimizer))
+    state = [entry.tensor for entry in held]
     copies = [tensor.clone() for tensor in state]
 
     def copy() -> None:
@@ -33,7 +34,7 @@ def stall(rank: int, world: int, layout: Layout, sizes: Sizes, plan: Plan) -> Pa
     samples: list[tuple[float, float]] = []
     with writer_of(ours) as writer:
         for number in range(plan.warmup + plan.pairs):
-            save_s = seconds_of(partial(save, writer, ours, number))
+            save_s = seconds_of(partial(writer.save, number, held, {}))
             finish(writer)
             samples.append((save_s, seconds_of(copy)))
     return Pairs.of(samples[plan.warmup :])
@@ -43,11 +44,11 @@ def steps_while_writing(rank: int, world: int, layout: Layout, sizes: Sizes, pla
     """Body of a rank: a training step right after `save` returned, against one with nothing being written."""
     torch.set_num_threads(layout.threads)
     ours = Trimaran(sizes, draw_weights(sizes), layout.parallel, layout.micro_batch)
-    window = draw_window(sizes, 0)
+    window, held = draw_window(sizes, 0), list(entries(ours.stepper.optimizer))
     samples: list[tuple[float, float]] = []
     with writer_of(ours) as writer:
         for number in range(plan.warmup + plan.pairs):
-            save(writer, ours, number)
+            writer.save(number, held, {})
             during = seconds_of(partial(ours.step, window))
             finish(writer)
             samples.append((during, seconds_of(partial(ours.step, window))))
@@ -66,11 +67,6 @@ def writer_of(ours: Trimaran) -> Iterator[CheckpointWriter]:
             yield writer
         finally:
             writer.close()
-
-
-def save(writer: CheckpointWriter, ours: Trimaran, number: int) -> None:
-    """Begin to save the training state as checkpoint `number`."""
-    writer.save(number, entries(ours.stepper.optimizer), {})
 
 
 def finish(writer: CheckpointWriter) -> None:

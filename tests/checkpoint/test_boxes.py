@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.boxes import Box, flat_range_boxes
+from engine.checkpoint.boxes import Box, are_disjoint, flat_range_boxes
 
 SHAPES = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
 
@@ -66,3 +68,24 @@ def test_intersection_is_where_two_masks_are_both_set(case: tuple[Box, Box]) -> 
 def test_a_range_outside_the_box_is_refused(start: int, stop: int) -> None:
     with pytest.raises(ValueError, match="outside a box"):
         flat_range_boxes(Box((0, 0), (2, 3)), start, stop)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(pairs(), min_size=1, max_size=3))
+def test_boxes_are_disjoint_where_no_two_share_a_point(cases: list[tuple[Box, Box]]) -> None:
+    boxes = [box for case in cases for box in case if len(box.shape) == len(cases[0][0].shape)]
+    shared = any(a.intersect(b) for number, a in enumerate(boxes) for b in boxes[:number])
+    assert are_disjoint(boxes) == (not shared)
+    assert are_disjoint([])
+    assert not are_disjoint([Box((), ())] * 2)
+
+
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_many_boxes_in_a_row_are_compared_with_their_neighbours_only(dimension: int) -> None:
+    """A manifest of a few megabytes must not take hours to refuse."""
+    count = 20_000
+    boxes = [Box((number, 0)[:: 1 - 2 * dimension], (1, 1)) for number in range(count)]
+    begin = time.process_time()
+    assert are_disjoint(boxes)
+    assert not are_disjoint([*boxes, boxes[7]])
+    assert time.process_time() - begin < 5

@@ -120,8 +120,9 @@ def test_hostile_manifests_are_refused_in_one_line(path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"3", b"nonsense", b"[" * 100_000, b"\xff\xfe", b"9" * 5000, b'{"format":1}', b'{"format":[]}']
-)
+    "body", [b"", b"[]", b"3", b"nonsense", b"[" * 100_000, b"\xff\xfe", b"9" * 5000, b'{"format":1}', b'{"format":[]}',
+             b'{"format":NaN}', b'{"format":1,"format":1}']
+)  # fmt: skip
 def test_text_that_is_no_manifest_is_refused(body: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"manifest.json is"):
         Manifest.decode(seal(body))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,3 +258,46 @@ def test_ranks_save_beside_collectives_and_read_another_cut(tmp_path: Path) -> N
         assert step == 2
         assert errors == [None, None]
         assert column == [10.0 + rank + 2 * row for row in range(4)]
+
+
+def test_a_save_that_would_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked by rank 0 before any rank writes, against 1.2 times the largest checkpoint there is."""
+    disk = {"total": 10**12, "free": 10**12}
+    begun: list[str] = []
+    write = Snapshot.write
+
+    def noted(self: Snapshot, path: Path) -> object:
+        begun.append(path.parent.name)
+        return write(self, path)
+
+    monkeypatch.setattr(Snapshot, "write", noted)
+    monkeypatch.setattr("engine.checkpoint.writer.shutil.disk_usage", lambda path: SimpleNamespace(**disk))
+    store = dist.HashStore()
+    writers = [make_writer(tmp_path, rank=rank, world=2, store=store) for rank in range(2)]
+
+    def save_both(step: int) -> list[SaveResult]:
+        def save_one(rank: int) -> SaveResult:
+            writers[rank].save(step, [Entry("a", (2000,), (1000 * rank,), torch.ones(1000))], {})
+            writers[rank].wait()
+            return writers[rank].poll()[0]
+
+        return in_threads(2, save_one)
+
+    disk["free"] = int(1.2 * 8000) - 1  # the first save has only its own size to go by
+    assert not any(result.ok for result in save_both(1))
+    disk["free"] += 1
+    assert all(result.ok for result in save_both(2))
+    assert not any(result.ok for result in save_both(3))  # with headers and manifest it was larger
+    disk["free"] = 20_000
+    assert all(result.ok for result in save_both(4))
+    disk.update(free=0)
+    for result in save_both(5):
+        assert result.error is not None
+        assert result.error.startswith(
+            f"{tmp_path} has 0.0 MB free, and a checkpoint wants 0.0 MB (1.2 times its size)"
+        )
+    disk.update(total=0)  # a disk that does not know its size
+    assert all(result.ok for result in save_both(6))
+    assert sorted(begun) == sorted(f"step_0000000{step}.tmp" for step in (2, 4, 6) for _ in range(2))
+    for writer in reversed(writers):
+        writer.close()

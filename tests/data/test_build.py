@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,69 @@ def test_bad_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     skipped = Skipped()
     assert list(documents([path], "jsonl", "text", skipped)) == ["good", "", "last"]
     assert skipped.describe() == "1 lines of bad JSON, 1 texts with bad UTF-8"
+
+
+def test_hostile_lines_are_counted_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = [
+        b'\xef\xbb\xbf{"text": "first, after a byte order mark"}', b"[" * 100_000, b"9" * 5000, b"\0" * 9,
+        b'{"text": "half a character: \\ud800"}', b'{"text": "NUL \\u0000 is text"}', b'{"text": NaN}',
+    ]  # fmt: skip
+    path.write_bytes(b"\n".join(lines))
+    skipped = Skipped()
+    found = list(documents([path], "jsonl", "text", skipped))
+    assert found == ["first, after a byte order mark", "NUL \0 is text"]
+    assert skipped == Skipped(bad_json=3, bad_utf8=1, no_text=1)
+    tokenizer = Tokenizer.train(TEXTS, 300)
+    assert [tokenizer.decode(tokenizer.encode(text)) for text in found] == found
+
+
+def test_long_texts_are_encoded_in_pieces_to_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.train(TEXTS, 300)
+    long = "\n".join(TEXTS) + "\n\n  wind\n" + "sail" * 50 + "\n\u6f22 \u5b57  \t x" * 20
+    whole = tokenizer.encode(long)
+    monkeypatch.setattr("engine.data.tokenizer._PIECE", 40)
+    assert tokenizer.encode(long) == whole
+    assert tokenizer.encode("") == []
+
+
+def _edited(edit: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    def change(good: bytes) -> bytes:
+        plain = json.loads(good)
+        edit(plain)
+        return json.dumps(plain).encode()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "garble",
+    [
+        lambda good: b"", lambda good: b"{", lambda good: good[: len(good) // 2], lambda good: b"\xff\xfe" + good,
+        lambda good: b"[" * 100_000, lambda good: b"\x80\x04\x95." + good,
+        _edited(lambda plain: plain.pop("model")),
+        _edited(lambda plain: plain["model"].update(merges=[["no", "such"]])),
+        _edited(lambda plain: plain["model"]["vocab"].update(huge=2**32 - 1)),
+        _edited(lambda plain: plain["model"]["vocab"].update(negative=-1)),
+        _edited(lambda plain: plain.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+    ],
+)  # fmt: skip
+def test_garbled_tokenizers_are_refused_in_one_line(tmp_path: Path, garble: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "t.json"
+    Tokenizer.train(TEXTS, 300).save(path)
+    path.write_bytes(garble(path.read_bytes()))
+    with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+        Tokenizer.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_a_tokenizer_cannot_encode_is_an_error_of_the_data(tmp_path: Path) -> None:
+    Tokenizer.train(TEXTS, 300).save(tmp_path / "t.json")
+    plain = json.loads((tmp_path / "t.json").read_text())
+    plain["model"] = {"type": "WordLevel", "vocab": {"<|endoftext|>": 0}, "unk_token": "[UNK]"}
+    (tmp_path / "t.json").write_text(json.dumps(plain))
+    with pytest.raises(DataError, match="the tokenizer cannot encode 'wind'"):
+        Tokenizer.load(tmp_path / "t.json").encode("wind")
 
 
 def test_lines_without_text_are_told_of(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ MODELS = {
     "llama-tied-biases": dataclasses.replace(
         LLAMA, tied_embeddings=True, attention_bias=True, attention_out_bias=True, mlp_bias=True, head_dim=6
     ),
+    "qwen3": dataclasses.replace(LLAMA, qk_norm=True, head_dim=6),
     "gpt": GPT,
     "gpt-untied": dataclasses.replace(GPT, tied_embeddings=False, activation="gelu"),
 }
@@ -53,8 +55,13 @@ def save_run(
     tokenizer: Tokenizer | None = None,
     cuts: int = 2,
     step: int = 7,
+    lies: dict[str, Any] | None = None,
+    tokenizer_name: str | None = None,
 ) -> dict[str, Tensor]:
-    """Save a run whose ranks cut every tensor into `cuts` ranges of rows; return its weights."""
+    """Save a run whose ranks cut every tensor into `cuts` ranges of rows; return its weights.
+
+    `lies` are values of the model that the checkpoint claims against the truth.
+    """
     weights = random_weights(config, dtype)
     entries = []
     for name, tensor in weights.items():
@@ -66,11 +73,13 @@ def save_run(
             start += part.shape[0]
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
-    meta = {
+    meta: dict[str, Any] = {
         "config": dataclasses.asdict(Config(model=config, data=DataConfig(seq_len=CONTEXT))), "vocab_size": VOCAB,
-        "tokenizer": None if tokenizer is None else "tokenizer.json", "consumed_samples": 56, "optimizer_steps": 7.0,
+        "tokenizer": tokenizer_name or ("tokenizer.json" if tokenizer else None),
+        "consumed_samples": 56, "optimizer_steps": 7.0,
         "loss_scaler": {"scale": 1.0, "clean_steps": 0},
     }  # fmt: skip
+    meta["config"]["model"].update(lies or {})
     result = save(folder / "checkpoints", step, entries, meta)
     assert result.ok, result.error
     return weights

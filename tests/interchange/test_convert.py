@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -191,8 +193,32 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "index leads outside": (lambda out: with_index(out, {NORM: "../part.safetensors"}), "no file of this folder"),
     "index without files": (lambda out: with_index(out, None), "has no weight_map"),
     "index is wrong": (lambda out: with_index(out, {"nothing": "part.safetensors"}), "holds no nothing"),
-    "index names a lost file": (lambda out: with_index(out, {NORM: "lost.safetensors"}), "lost.safetensors cannot be"),
+    "index names a lost file": (lambda out: with_index(out, {NORM: "lost.safetensors"}), "lost.safetensors is missing"),
+    "index names a pipe": (
+        lambda out: (with_index(out, {NORM: "pipe.safetensors"}), os.mkfifo(out / "pipe.safetensors")),
+        "pipe.safetensors is missing, or no plain file",
+    ),
+    "config is a device": (lambda out: linked(out / "config.json", "/dev/zero"), "config.json is no plain file"),
+    "tokenizer is no JSON": (
+        lambda out: linked(out / "tokenizer.json", "/etc/passwd"),
+        "tokenizer.json cannot be read",
+    ),
+    "layers without end": (lambda out: in_config(out, n_layer=10**12), r"model.layers=1e\+12 is too large"),
+    "more layers than tensors": (lambda out: in_config(out, n_layer=99), "tensors, too few for the 99 layers"),
+    "width without end": (lambda out: in_config(out, n_embd=10**19), r"model.hidden=1e\+19 is too large"),
+    "not a number": (lambda out: in_config(out, layer_norm_epsilon=math.nan), "model.norm_eps=nan is out of range"),
+    "line end in a key": (lambda out: in_config(out, **{"a\nb\x1b[2J": 1}), r"config.json has a\\nb\\x1b\[2J=1"),
 }
+
+
+def linked(path: Path, target: str) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def in_config(out: Path, **values: Any) -> None:
+    plain = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(plain | values))
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -236,8 +262,19 @@ def test_a_full_disk_leaves_nothing_behind(
     assert not list((tmp_path / "back" / "checkpoints").iterdir())
 
 
-def test_a_checkpoint_that_names_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.checkpoint.helpers import save, whole
-
-    save(tmp_path / "run" / "checkpoints", 1, whole(x=torch.ones(2)), {"config": {"model": {"colour": "red"}}})
-    refused(["export", str(tmp_path / "run"), str(tmp_path / "out")], "does not say what model it holds", capsys)
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"colour": "red"}, "does not say what model it holds"),
+        ({"layers": "two"}, "does not say what model it holds"),
+        ({"hidden": 10**12}, r"model.hidden=1e\+12 is too large"),
+        ({"layers": 10**4}, "holds too few tensors for 10000 layers"),
+        ({"ffn": 10**7}, "mlp.gate.weight is .* there and 10000000x32 here"),
+        ({"norm": "__import__('os')"}, "model.norm=.* is unknown"),
+    ],
+)
+def test_a_checkpoint_whose_model_is_nonsense_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], named: str
+) -> None:
+    save_run(tmp_path / "run", LLAMA, lies=changes)
+    refused(["export", str(tmp_path / "run"), str(tmp_path / "out")], named, capsys)

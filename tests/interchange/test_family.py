@@ -15,6 +15,7 @@ from engine.config import ModelConfig
 from engine.errors import ConfigError
 from engine.interchange.family import canonical
 from engine.interchange.huggingface import family_for, from_hf, to_hf
+from engine.models.transformer import count_parameters
 from tests.interchange.saved_runs import GPT, LLAMA, MODELS
 
 # As published on the Hub.
@@ -24,6 +25,15 @@ LLAMA2: dict[str, Any] = {
     "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
     "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False,
     "torch_dtype": "float16", "transformers_version": "4.31.0.dev0", "use_cache": True, "vocab_size": 32000,
+}  # fmt: skip
+QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
+    "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+    "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+    "vocab_size": 151936,
 }  # fmt: skip
 LLAMA3 = LLAMA2 | {
     "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128001,
@@ -44,6 +54,14 @@ GPT2: dict[str, Any] = {
 def test_published_configurations_are_our_presets(published: dict[str, Any], preset: str) -> None:
     conf = Path(__file__).resolve().parents[2] / "conf" / "model" / f"{preset}.yaml"
     assert from_hf(published, preset) == ModelConfig(**yaml.safe_load(conf.read_text()))
+
+
+def test_a_published_qwen3_norms_its_queries_and_keys() -> None:
+    """Qwen3-0.6B: its published 596,049,920 parameters include the norms of every head."""
+    config = from_hf(QWEN3, "qwen3")
+    assert config.qk_norm
+    assert config.vocab_size is not None
+    assert count_parameters(config, config.vocab_size) == 596_049_920
 
 
 counts = st.integers(1, 64)
@@ -109,6 +127,9 @@ REFUSED = [
     (LLAMA3, {"tie_word_embeddings": 1}, "tie_word_embeddings=1"),
     (LLAMA3, {"num_attention_heads": 30}, "num_attention_heads=30"),
     (LLAMA3, {"num_key_value_heads": 7}, "num_key_value_heads=7"),
+    (QWEN3, {"use_sliding_window": True}, "use_sliding_window=True"),
+    (QWEN3, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+    (QWEN3, {"head_dim": None}, "no head_dim"),
     (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     (GPT2, {"scale_attn_weights": False}, "scale_attn_weights=False"),
     (GPT2, {"add_cross_attention": True}, "add_cross_attention=True"),

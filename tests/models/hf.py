@@ -7,8 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 VOCAB = 61
 
@@ -20,6 +28,11 @@ LLAMAS: dict[str, dict[str, Any]] = {
 GPT2S: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied-narrow-exact-gelu": {"tie_word_embeddings": False, "n_inner": 40, "activation_function": "gelu"},
+}
+
+
+QWEN3S: dict[str, dict[str, Any]] = {
+    "grouped-tied-biases": {"num_key_value_heads": 2, "tie_word_embeddings": True, "attention_bias": True},
 }
 
 
@@ -36,23 +49,29 @@ class ExactRMSNorm(LlamaRMSNorm):
 
 def random_llama(**overrides: Any) -> LlamaForCausalLM:
     """Return a small Llama in float64 with every weight, norms and biases too, random."""
-    config = LlamaConfig(
-        **{
-            "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None,
-            # eager attention takes its softmax in float32
-            "attn_implementation": "sdpa", **overrides,
-        }
-    )  # fmt: skip
-    model = _randomised(LlamaForCausalLM(config))
+    model = _randomised(LlamaForCausalLM(LlamaConfig(**_SMALL, **overrides)))
     exact_norms(model)
     return model
+
+
+def random_qwen3(**overrides: Any) -> Qwen3ForCausalLM:
+    """Return a small Qwen3, with norms on queries and keys, in float64 with every weight random."""
+    model = _randomised(Qwen3ForCausalLM(Qwen3Config(**_SMALL, head_dim=10, **overrides)))
+    exact_norms(model)
+    return model
+
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None,
+    "attn_implementation": "sdpa",  # eager attention takes its softmax in float32
+}  # fmt: skip
 
 
 def exact_norms(model: Any) -> None:
     """Make the RMSNorms of a model, if it has any, keep the precision of their input."""
     for module in model.modules():
-        if isinstance(module, LlamaRMSNorm):
+        if isinstance(module, LlamaRMSNorm | Qwen3RMSNorm):
             module.__class__ = ExactRMSNorm
 
 

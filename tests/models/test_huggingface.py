@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,13 +15,27 @@ from engine.interchange.huggingface import family_of, from_hf
 from engine.models.transformer import Chunk, make_pass, parameter_shapes, plain_chunk
 from engine.parallel.head_loss import Share
 from engine.parallel.sharding import pieces_of
-from tests.models.hf import GPT2S, LLAMAS, VOCAB, config_json, random_gpt2, random_llama, random_tokens
+from tests.models.hf import (
+    GPT2S,
+    LLAMAS,
+    QWEN3S,
+    VOCAB,
+    config_json,
+    random_gpt2,
+    random_llama,
+    random_qwen3,
+    random_tokens,
+)
 
-CASES = [("llama", name) for name in LLAMAS] + [("gpt2", name) for name in GPT2S]
+BUILDERS: dict[str, tuple[dict[str, dict[str, Any]], Callable[..., Any]]] = {
+    "llama": (LLAMAS, random_llama), "qwen3": (QWEN3S, random_qwen3), "gpt2": (GPT2S, random_gpt2),
+}  # fmt: skip
+CASES = [(family, name) for family, (variants, _) in BUILDERS.items() for name in variants]
 
 
 def build(family: str, name: str) -> Any:
-    return random_llama(**LLAMAS[name]) if family == "llama" else random_gpt2(**GPT2S[name])
+    variants, make = BUILDERS[family]
+    return make(**variants[name])
 
 
 def ours_from(theirs: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:

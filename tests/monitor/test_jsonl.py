@@ -119,3 +119,12 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     assert failures == 7
     assert steps(sink.path) == [1, 9]
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_what_a_rollback_took_back_stays(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [(1, 0), (2, 0), (3, 0), (2, 1), (3, 1)]
+    path.write_text("".join(f'{{"step": {step}, "timeline": {timeline}}}\n' for step, timeline in rows))
+    drop_after(path, 2, timeline=1)
+    left = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["timeline"]) for row in left] == [(1, 0), (2, 0), (3, 0), (2, 1)]

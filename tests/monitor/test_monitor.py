@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -74,3 +76,34 @@ def test_lost_metrics_are_told_once(
     out = capsys.readouterr().out
     assert out.count("metrics are being lost") == 1
     assert out.count("loss ") == 3  # the console still shows every step
+
+
+def test_a_console_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output that goes to a full disk, or to a reader that has left."""
+    for stream in (open("/dev/full", "w"), io.TextIOWrapper(Broken())):  # noqa: SIM115 - a failing close is suppressed
+        monkeypatch.setattr("sys.stdout", stream)
+        monitor = Monitor(Config(), tmp_path, is_writer=True)
+        monitor.event("model llama")
+        monitor.begin(0, 1)
+        monitor.log(1, step_values())
+        monitor.saved(SaveResult(1, False, "No space left on device", 0, 0.5, 0.1, tmp_path))
+        monitor.close()
+        assert [row["step"] for row in rows(tmp_path)] == [1]
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+class Broken(io.RawIOBase):
+    """A pipe without a reader."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_notices_are_one_line_and_move_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = Monitor(Config(), tmp_path, is_writer=True)
+    monitor.event("skipped \x1b[2J\nhostile name")
+    assert capsys.readouterr().out == "skipped \\x1b[2J\\nhostile name\n"

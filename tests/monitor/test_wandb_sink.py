@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from engine.monitor import wandb_sink
+from engine.monitor.metrics import WARN
 from engine.monitor.wandb_sink import WandbSink, choose_mode, run_id
 from tests.monitor.records import step_values
 
@@ -71,6 +72,8 @@ def test_offline_run_holds_what_was_logged_under_one_id(tmp_path: Path) -> None:
         for step in (attempt + 1, attempt + 2):
             sink.log({"step": step, **step_values(loss=1.0 / step)})
         sink.log({"step": attempt + 2, "valid_loss": 2.5, "valid_perplexity": 12.2})
+        sink.event("checkpoint of step 2 saved")
+        sink.event("step 2: loss 9 nats above normal: rollback", WARN)
         sink.close()
     assert notices == []
     files = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
@@ -82,6 +85,10 @@ def test_offline_run_holds_what_was_logged_under_one_id(tmp_path: Path) -> None:
     assert losses == {step: 1.0 / step for step in (1, 2, 3, 4)}
     assert {row["step"] for row in rows if row.get("lm loss validation") == 2.5} == {2, 4}
     assert all(row["learning-rate"] == 3e-4 for row in rows if "lm loss" in row)
+    assert all(row["consumed_tokens"] == 2048 for row in rows)  # an axis for validations as well
+    alerts = [r.alert for file in files for r in read_records(file) if r.WhichOneof("record_type") == "alert"]
+    told = [(alert.title, alert.text, alert.level) for alert in alerts]
+    assert told == [(f"{tmp_path.name}: step 2"[:63], "step 2: loss 9 nats above normal: rollback", "WARN")] * 2
     runs = [r.run for r in read_records(files[0]) if r.WhichOneof("record_type") == "run"]
     assert runs[0].project == "trimaran-test"
     assert "train" in {item.key for item in runs[0].config.update}

@@ -112,6 +112,14 @@ def test_nothing_overflows_on_the_way(op: Op, each_backend: str) -> None:
     torch.testing.assert_close(dx[0, : len(far)], torch.where(far > 0, slope, 0.0), rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize("op", GATED, ids=lambda op: op.__name__)
+def test_a_closed_gate_has_no_gradient(op: Op) -> None:
+    """Not even where the product of what comes back and what the gate lets through overflows."""
+    x = torch.tensor([-1e4] * 20 + [1e30] * 20).requires_grad_()
+    (dx,) = torch.autograd.grad(op(x), x, torch.full((20,), 1e30))
+    assert torch.equal(dx, torch.zeros(40))
+
+
 @each_op
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nan_is_passed_on(op: Op, dtype: torch.dtype) -> None:

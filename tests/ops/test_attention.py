@@ -131,8 +131,8 @@ def test_results_do_not_depend_on_threads_and_pass_nan_on(each_backend: str) -> 
     keys, threads, results = KeyRanges.causal(500, CPU), torch.get_num_threads(), []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        qkv = packed(1, 500, 2, 1, 16).float().requires_grad_()
-        out = attention(qkv, 2, 1, keys)
+        qkv = packed(1, 500, 3, 1, 16).float().requires_grad_()  # three heads, which two threads must share
+        out = attention(qkv, 3, 1, keys)
         out.square().sum().backward()
         assert qkv.grad is not None
         results.append((out.detach(), qkv.grad))

@@ -91,6 +91,17 @@ def test_nan_is_passed_on() -> None:
     assert torch.isfinite(largest[1] + torch.log(total[1]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_scale_0_become_zeros(dtype: torch.dtype) -> None:
+    logits, targets = draw(1, 3, 40).to(dtype), torch.tensor([1, 2, 3])
+    logits[1, 7] = float("nan")
+    largest, total, *_ = ce_stats(logits, targets, 0)
+    grad = ce_grad_(logits, targets, 0, largest, total.log(), torch.tensor([1.0, 0.0, 1.0]), z_loss=1e-3)
+    assert torch.equal(grad[1], torch.zeros(40, dtype=dtype))
+    assert grad[::2].isfinite().all()
+    assert (grad[::2] != 0).any(dim=1).all()
+
+
 @pytest.mark.parametrize(("vocab", "masked"), [(40, 15), (5000, 3000)], ids=["short", "longer than a chunk"])
 def test_masked_logits_take_no_part(vocab: int, masked: int) -> None:
     """They are -inf, be they the first of a row or all that a rank of tp holds."""

@@ -70,3 +70,11 @@ def test_a_plan_can_be_taken_up_anywhere(first: int, increment: int, stages: int
     assert whole[-1][1] <= config.global_batch
     for cut in (1, 17, 49):
         assert list(plan(whole[cut][0], 50 - cut, config)) == whole[cut:]
+
+
+def test_restarts_begin_anew() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.1, schedule="cosine", warmup_steps=3, restart_steps=20)
+    once = [learning_rate(step, config, STEPS) for step in range(20)]
+    assert once[2] == 1.0
+    assert once[19] == pytest.approx(0.1)
+    assert [learning_rate(step, config, STEPS) for step in range(20, 60)] == once * 2

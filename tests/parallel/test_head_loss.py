@@ -93,6 +93,48 @@ def test_evaluation_leaves_gradients_alone() -> None:
     assert not head.main_grad.any()
 
 
+def test_a_frozen_head_learns_nothing() -> None:
+    tp, head = layer(ALONE, torch.float64)
+    told: list[str] = []
+    head.main_grad, head.grad_ready = torch.zeros(VOCAB, H), lambda: told.append("ready")  # type: ignore[attr-defined]
+    head.requires_grad_(False)
+    x = draw(1, B, S, H).requires_grad_()
+    head_loss(x, head, TARGETS, Share(MASK, FACTOR, GRADIENT), tp, terms=TERMS).backward(GRADIENT.double())
+    torch.testing.assert_close(x.grad, expected()[1], rtol=1e-13, atol=1e-14)
+    assert not head.main_grad.any()
+    assert told == []
+
+
+def test_a_head_learns_from_frozen_layers() -> None:
+    tp, head = layer(ALONE, torch.float64)
+    x = draw(1, B, S, H)
+    head_loss(x, head, TARGETS, Share(MASK, FACTOR, GRADIENT), tp, terms=TERMS).backward(GRADIENT.double())
+    torch.testing.assert_close(head.grad, expected()[2], rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("label", [-100, -1, VOCAB])
+def test_labels_outside_the_vocabulary_must_be_masked(label: int) -> None:
+    tp, head = layer(ALONE, torch.float64)
+    x, targets = draw(1, B, S, H), TARGETS.clone()
+    targets[MASK == 0] = label
+    loss = head_loss(x, head, targets, Share(MASK, FACTOR), tp, terms=TERMS)
+    torch.testing.assert_close(loss, expected()[0], rtol=1e-13, atol=0)
+    for mask in (None, torch.ones_like(MASK)):
+        with pytest.raises(RuntimeError, match="a label is outside the vocabulary of 13 tokens, and not masked"):
+            head_loss(x, head, targets, Share(mask, FACTOR), tp, terms=TERMS)
+
+
+def test_masked_tokens_may_overflow() -> None:
+    tp, head = layer(ALONE, torch.float64)
+    x = draw(1, B, S, H)
+    x[MASK == 0] = 1e308
+    x.requires_grad_()
+    loss = head_loss(x, head, TARGETS, Share(MASK, FACTOR, GRADIENT), tp, terms=TERMS)
+    loss.backward(GRADIENT.double())
+    for found, wanted in zip((loss, x.grad, head.grad), expected(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("shape", [(0, S), (B, 0)])
 @pytest.mark.parametrize("trains", [True, False])
 def test_no_tokens_have_no_loss(shape: tuple[int, int], trains: bool) -> None:

@@ -134,6 +134,33 @@ def test_float32_layout_is_within_rounding() -> None:
     check(config, 4, 1e-5)
 
 
+PREVENTION: dict[str, Any] = {
+    "model": {**GPT, "kv_heads": 1, "qk_norm": True, "embedding_norm": True, "embedding_grad": 0.1},
+    "optim": {"lr": 1e-2, "clip": 0.5, "clip_mode": "adagc", "clip_warmup": 1, "clip_relative": 1.0,
+              "update_clip": 0.9, "max_update_ratio": 0.006, "beta2_schedule": "palm"},
+    "train": {"z_loss": 1e-2},
+}  # fmt: skip
+
+
+def test_prevention_of_spikes() -> None:
+    """All of it that knows of tensors or of the whole update, at once; both ranks of tp hold the one kv head."""
+    layout = {"tp": 2, "pp": 2, "sequence_parallel": True, "schedule": "interleaved", "virtual_stages": 2}
+    parallel = {**layout, "recompute": "full"}
+    check(make_config(**PREVENTION, parallel=parallel), 8, 1e-10, masked=True)
+
+
+def test_every_prevention_matters_here() -> None:
+    """Without any one of them the same steps end elsewhere: the comparison above is not of things that never act."""
+    whole = train_oracle(make_config(**PREVENTION), STEPS, masked=True)["weights"]["embedding.weight"]
+    off = [("model", "qk_norm", False), ("model", "embedding_norm", False), ("model", "embedding_grad", 1.0),
+           ("optim", "clip_relative", 1e9), ("optim", "update_clip", 0.0), ("optim", "max_update_ratio", 0.0),
+           ("optim", "beta2_schedule", "constant"), ("train", "z_loss", 0.0)]  # fmt: skip
+    for group, field, value in off:
+        one_less = {**PREVENTION, group: {**PREVENTION[group], field: value}}
+        weights = train_oracle(make_config(**one_less), STEPS, masked=True)["weights"]["embedding.weight"]
+        assert (weights - whole).norm() > 1e-6 * whole.norm(), field
+
+
 def test_oracle_is_sensitive() -> None:
     """The comparison itself can fail: a changed seed, mask or clipping moves loss and norm far beyond tolerance."""
     config = make_config()

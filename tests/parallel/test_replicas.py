@@ -12,7 +12,7 @@ from tests.ranks import run_ranks
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
     ("norms-and-biases-over-tp-dp", GPT, {"tp": 2, "sequence_parallel": True}, 4),
     ("norms-and-biases-without-sp", GPT, {"tp": 2}, 2),
-    ("shared-kv-heads", LLAMA, {"tp": 4, "sequence_parallel": True}, 4),
+    ("shared-kv-heads", {**LLAMA, "qk_norm": True}, {"tp": 4, "sequence_parallel": True}, 4),
     ("tied-ends-of-a-pipeline", {**LLAMA, "tied_embeddings": True}, {"pp": 2}, 4),
 ]
 

@@ -1,1 +1,1 @@
-"""What takes minutes to hours to prove: started by `make soak`, not by `make test`."""
+"""What takes minutes to hours to prove; never part of the test suite. `make soak` starts it."""

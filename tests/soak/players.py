@@ -329,13 +329,18 @@ def bare_environment(stage: Stage) -> None:
 
 
 def no_working_folder(stage: Stage) -> None:
-    """A run with absolute paths does not need the folder it was started in."""
+    """Gone before the start it is refused in one line; gone later it is not missed."""
     folder = stage.scene("case")
     away = folder / "away"
     away.mkdir()
-    repo = Path(__file__).resolve().parents[2]
-    words = stage.words(folder, stage.layout)
-    words[1] = str(repo / words[1])
-    shell = ["bash", "-c", 'rmdir "$PWD"; exec "$@"', "bash", *words]
-    stage.finish(stage.start(shell, cwd=away)).expect()
+    words = stage.words(folder, stage.layout, plan([{"what": "kill", "rank": 1, "step": 9}]), "run.max_restarts=0")
+    words[1] = str(Path(__file__).resolve().parents[2] / words[1])
+    process = stage.start(words, cwd=away)
+    stage.wait_for(lambda: metrics(folder), process)
+    away.rmdir()
+    stage.finish(process).expect("rank 1 was ended by SIGKILL", code=76)
+    away.mkdir()
+    gone = stage.finish(stage.start(["bash", "-c", 'rmdir "$PWD"; exec "$@"', "bash", *words], cwd=away))
+    gone.expect("trimaran: the folder this was started in is gone", code=2)
+    stage.run(folder, stage.layout).expect("at step 8")
     stage.expect_equal(folder, stage.layout)

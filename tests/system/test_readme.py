@@ -93,6 +93,8 @@ def test_readme_command(number: int, folder: Path) -> None:
         output = finish(start(command, folder))
         if "generate.py" in command:
             assert output.startswith("import ")
+        elif "report.py" in command:
+            assert output.startswith("report runs/")
         elif "--help" in command:
             assert "parallel.sequence_parallel" in output
             assert "llama3-8b" in output

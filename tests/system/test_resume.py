@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.monitor.report.pipeline import measured
 from tests.system.runs import corpus, metrics, run, start, step_folder, weights
 
 STEPS = 12
-LAYOUT = ("parallel.tp=2", "parallel.sequence_parallel=true", f"train.steps={STEPS}", "checkpoint.interval=4")
+CLIPPING = ("optim.clip_mode=adagc", "optim.clip_warmup=2", "optim.clip_relative=1")  # remembers, tensor by tensor
+LAYOUT = (
+    "parallel.tp=2", "parallel.sequence_parallel=true", *CLIPPING, f"train.steps={STEPS}", "checkpoint.interval=4",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +75,14 @@ def test_kill_9_and_resume_is_bitwise_the_same(finished: Path, tmp_path: Path) -
 
 def test_resume_on_another_layout_is_within_rounding(finished: Path, tmp_path: Path) -> None:
     corpus(tmp_path)
-    half = run(tmp_path, *LAYOUT[:2], "train.steps=4", "optim.decay_steps=12")
+    half = run(tmp_path, *LAYOUT, "train.steps=4", "optim.decay_steps=12")
     assert half.returncode == 0, half.stdout
-    other = run(tmp_path, "parallel.pp=2", "parallel.dp=2", "train.micro_batch=1", f"train.steps={STEPS}")
+    other = run(tmp_path, "parallel.pp=2", "parallel.dp=2", "train.micro_batch=1", *CLIPPING, f"train.steps={STEPS}",
+                "monitor.pipeline_interval=1")  # fmt: skip
     assert other.returncode == 0, other.stdout
+    timed = measured(tmp_path / "default")
+    assert timed is not None
+    assert (timed[0], timed[1].stages, timed[1].micros) == (STEPS, 2, 2)
     assert "at step 4" in other.stdout
     equal(step_folder(tmp_path, STEPS), step_folder(finished, STEPS), tolerance=1e-3)
 
@@ -124,11 +132,17 @@ def test_other_data_does_not_change_the_tokenizer_of_a_run(tmp_path: Path) -> No
     assert run(tmp_path, "train.steps=1").returncode == 0
     new = tmp_path / "new.jsonl"
     new.write_text((tmp_path / "corpus.jsonl").read_text().replace("sail", "otter").replace("the", "wolf"))
-    other = run(tmp_path, "train.steps=2", f"data.paths=[{new}]")
+    accept = "checkpoint.accept_changes=[data.paths]"
+    other = run(tmp_path, "train.steps=2", f"data.paths=[{new}]", accept)
     assert other.returncode == 2
     assert f"write data.tokenizer={tmp_path}/default/tokenizer.json" in other.stdout
-    kept = run(tmp_path, "train.steps=2", f"data.paths=[{new}]", f"data.tokenizer={tmp_path}/default/tokenizer.json")
+    options = ("train.steps=2", f"data.paths=[{new}]", f"data.tokenizer={tmp_path}/default/tokenizer.json")
+    asked = run(tmp_path, *options)
+    assert asked.returncode == 2
+    assert accept in asked.stdout
+    kept = run(tmp_path, *options, accept)
     assert kept.returncode == 0, kept.stdout
+    assert "changed since step 1: data.paths other texts, or shares of them -> these, train.steps 1 -> 2" in kept.stdout
     assert metrics(tmp_path)[-1]["step"] == 2
 
 

@@ -12,14 +12,15 @@ from engine.parallel.sharding import Init, parameter, whole
 
 @NORMS.register("layernorm")
 class LayerNorm(nn.Module):
-    """[..., h] -> [..., h]; weight and bias are replicated over tp."""
+    """[..., h] -> [..., h]; weight and bias are replicated over tp. `split`: the ranks norm different rows, in any
+    case."""
 
-    def __init__(self, name: str, hidden: int, eps: float, tp: TensorParallel) -> None:
+    def __init__(self, name: str, hidden: int, eps: float, tp: TensorParallel, split: bool = False) -> None:
         super().__init__()
         self.eps = eps
         self.weight, self.bias = (
             parameter(
-                [whole(f"{name}.{part}", (hidden,), init, tp.axis, partial_grad=tp.sequence_parallel)],
+                [whole(f"{name}.{part}", (hidden,), init, tp.axis, partial_grad=split or tp.sequence_parallel)],
                 tp.dtype,
                 tp.device,
             )

@@ -12,12 +12,13 @@ from engine.parallel.sharding import Init, parameter, whole
 
 @NORMS.register("rmsnorm")
 class RMSNorm(nn.Module):
-    """[..., h] -> [..., h]; the weight is replicated over tp."""
+    """[..., h] -> [..., h]; the weight is replicated over tp. `split`: the ranks norm different rows, in any case."""
 
-    def __init__(self, name: str, hidden: int, eps: float, tp: TensorParallel) -> None:
+    def __init__(self, name: str, hidden: int, eps: float, tp: TensorParallel, split: bool = False) -> None:
         super().__init__()
         self.eps = eps
-        weight = whole(f"{name}.weight", (hidden,), Init(value=1.0), tp.axis, partial_grad=tp.sequence_parallel)
+        partial = split or tp.sequence_parallel
+        weight = whole(f"{name}.weight", (hidden,), Init(value=1.0), tp.axis, partial_grad=partial)
         self.weight = parameter([weight], tp.dtype, tp.device)
 
     def forward(self, x_bsh: Tensor) -> Tensor:

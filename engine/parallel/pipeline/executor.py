@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,11 @@ from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 from engine.parallel.pipeline.links import Links, Wire
 from engine.parallel.pipeline.schedule import Action, Kind, Schedule
+from engine.parallel.pipeline.stopwatch import Stopwatch
 from engine.parallel.pipeline.traffic import messages
 
 # chunk(hidden, micro_batch) -> hidden, or the loss on the last virtual stage. `hidden` is None on the first.
 Chunk = Callable[[Tensor | None, Any], Tensor]
-# on_action(action, start, end): host seconds of one computation, the wait for its input left out.
-OnAction = Callable[[Action, float, float], None]
 
 
 @dataclass(slots=True)
@@ -55,13 +53,14 @@ class Executor:
         shape: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
-        on_action: OnAction | None = None,
+        stopwatch: Stopwatch,
     ) -> None:
         """`schedule` lists the actions of all `stages`; without backward actions the executor evaluates.
 
         `chunks` are the model parts of this stage, chunk c being virtual stage ``c * stages + stage``. The groups
         join the stages of this pipeline and must differ; they may be None for one stage. `rank_of(stage)` is a
         global rank. `shape`, `dtype` and `device` describe every hidden tensor between virtual stages.
+        `stopwatch` notes the actions while it is started.
         Raises ValueError for a schedule that deadlocks or does not fit `stages` and `chunks`.
         """
         if len(schedule) != stages:
@@ -81,7 +80,7 @@ class Executor:
             rank_of=rank_of,
             wire=Wire(tuple(shape), dtype, device),
         )
-        self._on_action = on_action
+        self._stopwatch = stopwatch
         self._in_flight: dict[tuple[int, int], _InFlight] = {}
 
     def run(self, micro_batches: Sequence[Any], loss_scale: Tensor | None = None) -> list[Tensor]:
@@ -110,9 +109,9 @@ class Executor:
             hidden.requires_grad_()
         if self._training:
             FLIGHT.phase(phases.FORWARD)
-        start = time.perf_counter()
+        start = self._stopwatch.mark()
         output = self._chunks[action.chunk](hidden, micro_batch)
-        self._report(action, start)
+        self._stopwatch.note(action, start)
         is_loss = action.chunk == self._last_chunk
         if is_loss:
             losses[action.micro] = output.detach()
@@ -128,9 +127,9 @@ class Executor:
         if isinstance(left.output, Tensor) and loss_scale is not None:
             gradient = loss_scale.to(left.output.dtype)
         FLIGHT.phase(phases.BACKWARD)
-        start = time.perf_counter()
+        start = self._stopwatch.mark()
         torch.autograd.backward(left.output, gradient)
-        self._report(action, start)
+        self._stopwatch.note(action, start)
         if left.hidden is not None:
             assert left.hidden.grad is not None, f"the chunk of {action} does not use its input"
             self._links.send(action, left.hidden.grad)
@@ -140,7 +139,3 @@ class Executor:
         if self._training and self._links.waits_for(action):
             FLIGHT.phase(phases.P2P)
         return self._links.receive(action)
-
-    def _report(self, action: Action, start: float) -> None:
-        if self._on_action is not None:
-            self._on_action(action, start, time.perf_counter())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
+import hashlib
 import itertools
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +25,7 @@ INCLUDE = ["-I", str(CSRC / "include"), "-I", str(CSRC / "cuda")]
 # Kernels read memory through pointers to other types, as nvcc lets them, and may not contract a * b + c.
 HOST_FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-gnu-unique"]
 SANITIZE = "TRIMARAN_SANITIZE"  # environment: what emulated builds get as -fsanitize=
+OBJECTS = "TRIMARAN_OBJECTS"  # environment: the folder of objects that a process shares with the one that started it
 
 Argument = Tensor | Sequence[int] | int | float | None
 
@@ -93,12 +96,13 @@ def _to_c(value: Argument) -> object:
 
 
 class HostBuild:
-    """Compiles sources once per test session, in its folder."""
+    """Compiles sources once per test session, also where it goes on in other processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._objects: dict[tuple[str, ...], Path] = {}
         self._count = itertools.count()
+        self.objects = Path(os.environ.get(OBJECTS, folder / "objects"))
+        self.objects.mkdir(exist_ok=True)
 
     def library(self, *sources: Path, entries: str = "", flags: Sequence[str] = ()) -> Emulated:
         """Load a library of .cu `sources` and `entries`, the text of C functions that call them."""
@@ -110,9 +114,12 @@ class HostBuild:
             text = self._new("entries.cu")
             text.write_text(entries)
             sources = (*sources, text)
+        return self.joined(self.all_compiled((source, flags) for source in sources), flags)
+
+    def all_compiled(self, jobs: Iterable[tuple[Path, Sequence[str]]]) -> list[Path]:
+        """Return the objects of sources, each with flags of its own, two compiled at a time."""
         with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(lambda source: self.compiled(source, flags), sources))
-        return self.joined(objects, flags)
+            return list(pool.map(lambda job: self.compiled(*job), jobs))
 
     def joined(self, objects: Sequence[Path], flags: Sequence[str] = ()) -> Path:
         """Link `objects` to a library."""
@@ -122,15 +129,18 @@ class HostBuild:
         return output
 
     def compiled(self, source: Path, flags: Sequence[str] = ()) -> Path:
-        """Return the object of a source, compiled before or now."""
-        key = (str(source), *flags)
-        if key not in self._objects:
-            target = self._new(f"{source.stem}.o")
-            folders = [*INCLUDE, "-I", str(CSRC / "testing"), "-isystem", str(headers())]
-            done = run(["g++", *HOST_FLAGS, *flags, *folders, "-x", "c++", "-c", str(source), "-o", str(target)])
-            assert done.returncode == 0, done.stderr
-            self._objects[key] = target
-        return self._objects[key]
+        """Return the object of a source, compiled before or now; one of the same text is the same source."""
+        key = hashlib.sha256("\0".join([source.read_text(), *flags]).encode()).hexdigest()[:16]
+        target = self.objects / f"{source.stem}-{key}.o"
+        with target.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # whoever else needs it waits until it is here
+            if not target.exists():
+                folders = [*INCLUDE, "-I", str(CSRC / "testing"), "-isystem", str(headers())]
+                made = target.with_suffix(".new")
+                done = run(["g++", *HOST_FLAGS, *flags, *folders, "-x", "c++", "-c", str(source), "-o", str(made)])
+                assert done.returncode == 0, done.stderr
+                made.rename(target)
+        return target
 
     def _new(self, name: str) -> Path:
         return self._folder / f"{next(self._count)}-{name}"

@@ -117,6 +117,16 @@ def test_masked_columns_and_bad_numbers(kernels: Emulated) -> None:
     assert logits[[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("v", [47, 48])
+def test_rows_of_scale_0_become_zeros(kernels: Emulated, v: int) -> None:
+    logits, targets = values(0, 3, v, dtype=torch.float32), torch.tensor([10, 11, 12])
+    logits[1, 20] = float("nan")
+    largest, total, _, _ = stats(kernels, logits, targets, 0)
+    kernels("grad_float32", logits, targets, largest, total.log(), torch.tensor([1.0, 0, 1]), [3, v, 0, v], 0.1, 1e-3)
+    assert torch.equal(logits[1], torch.zeros(v))
+    assert (logits[::2].isfinite() & (logits[::2] != 0)).all()
+
+
 def test_the_size_of_the_vocabulary_need_not_be_known_where_nothing_is_smoothed(kernels: Emulated) -> None:
     logits, targets, zero = torch.zeros(1, 4), torch.tensor([2]), torch.zeros(1)
     kernels("grad_float32", logits, targets, zero, torch.full((1,), math.log(4)), torch.ones(1), [1, 4, 0, 0], 0.0, 0.0)

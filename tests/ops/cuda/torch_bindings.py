@@ -30,9 +30,10 @@ def emulated(build: HostBuild, folder: Path) -> Path:
     Loaded into a process that has imported engine._C, it takes the place of the CPU kernels. Stand-ins for torch's
     CUDA headers (csrc/testing/c10/cuda) come first on the include path.
     """
-    kernels = [build.compiled(source, asked_sanitizers()) for source in SOURCES]
-    binding = build.compiled(_together(BINDINGS, folder), ["-DTRIMARAN_CUDA_KEY=CPU", "-Wall", "-Werror", *FOLDERS])
-    return build.joined([*kernels, binding], [*asked_sanitizers(), f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10"])
+    flags = asked_sanitizers()
+    binding = (_together(BINDINGS, folder), ["-DTRIMARAN_CUDA_KEY=CPU", "-Wall", "-Werror", *FOLDERS])
+    objects = build.all_compiled([binding, *((source, flags) for source in SOURCES)])
+    return build.joined(objects, [*flags, f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10"])
 
 
 def _together(sources: Sequence[Path], folder: Path) -> Path:

@@ -11,10 +11,12 @@ import torch.distributed as dist
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engine.device import Device
 from engine.parallel.pipeline import links
 from engine.parallel.pipeline import schedule as sch
 from engine.parallel.pipeline.executor import Executor
-from engine.parallel.pipeline.schedule import Action, Schedule
+from engine.parallel.pipeline.schedule import Schedule
+from engine.parallel.pipeline.stopwatch import Stopwatch
 from tests.fake_cuda import run_fake_cuda
 from tests.parallel.pipeline.ordered import Group, Network
 from tests.parallel.pipeline.toy import ROWS, Stage, Toy, oracle, random_schedule
@@ -122,14 +124,20 @@ def test_sent_tensors_are_let_go_on_the_way(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(held <= 4 - stage + 2 for stage, held in enumerate(network.most_sends_held))
 
 
-def test_on_action_sees_every_action() -> None:
-    seen: list[tuple[Action, float, float]] = []
+def test_a_stopwatch_notes_every_action_of_one_step() -> None:
     schedule = sch.interleaved(1, 3, 2)
-    stage = Stage(0, schedule, 2, (None, None), lambda *event: seen.append(event))
+    stopwatch = Stopwatch(Device(torch.device("cpu"), "gloo"))
+    stage = Stage(0, schedule, 2, (None, None), stopwatch)
     stage.run(3)
-    assert [action for action, _, _ in seen] == schedule[0]
-    times = [moment for _, start, end in seen for moment in (start, end)]
+    stopwatch.start()
+    stage.run(3)
+    noted = stopwatch.stop()
+    stage.run(3)
+    assert stopwatch.stop() == []
+    assert [timed.action for timed in noted] == schedule[0]
+    times = [0.0, *(moment for timed in noted for moment in (timed.start, timed.end))]
     assert times == sorted(times)
+    assert times[-1] < 60
 
 
 def test_misfits_are_refused() -> None:
@@ -160,6 +168,7 @@ def _fake_stage(stage: int, stages: int, micros: int, chunks: int) -> list[Any]:
         shape=tensor.shape,
         dtype=torch.bfloat16,
         device=device,
+        stopwatch=Stopwatch(Device(device, "fake")),
     )
     losses = executor.run([{"x": tensor, "y": tensor}] * micros, torch.ones((), device=device))
     return [len(losses), [str(part.weight.grad.device) for part in parts if part.weight.grad is not None]]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.device import Device
 from engine.parallel.pipeline import schedule as sch
 from engine.parallel.pipeline.executor import Executor
 from engine.parallel.pipeline.schedule import Action, Kind, Schedule
+from engine.parallel.pipeline.stopwatch import Stopwatch
 
 ROWS, WIDTH = 3, 4
 
@@ -69,7 +70,7 @@ class Stage:
     schedule: Schedule
     chunks: int
     groups: tuple[Any, Any]
-    on_action: Callable[[Action, float, float], None] | None = None
+    stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(Device(torch.device("cpu"), "gloo")))
 
     def __post_init__(self) -> None:
         stages = len(self.schedule)
@@ -85,7 +86,7 @@ class Stage:
             shape=(ROWS, WIDTH),
             dtype=torch.float64,
             device=torch.device("cpu"),
-            on_action=self.on_action,
+            stopwatch=self.stopwatch,
         )
 
     def run(self, micros: int, loss_scale: float | None = None) -> tuple[list[float], list[Any]]:

@@ -1,0 +1,64 @@
+"""An update looked at before it is made: damped where it is larger than its gradients usually are, or not made at all.
+
+It costs a pass over the optimizer state and a second reduction, so it happens only when asked for.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.ops.adamw import next_values
+
+
+class Rule(NamedTuple):
+    """How all tensors are updated in one step."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+
+
+def measure(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rule: Rule,
+    *,
+    weight_decay: float,
+    step: Tensor,
+    grad_scale: Tensor,
+) -> Tensor:
+    """Return three sums over flat tensors for update number `step`, float64 [3].
+
+    They are of the squared gradient over what Adam expects of it (StableAdamW, arXiv 2304.13013, algorithm 2), of the
+    squared change of the parameter, and of its squared value.
+    """
+    scaled = grad * grad_scale
+    updated, _, _, expected = next_values(
+        param, scaled, exp_avg, exp_avg_sq, **rule._asdict(), weight_decay=weight_decay, step=step
+    )
+    least = max(rule.eps**2, torch.finfo(expected.dtype).tiny)
+    surprise = scaled.square() / expected.clamp(min=least)
+    return torch.stack([x.sum(dtype=torch.float64) for x in (surprise, (updated - param).square(), param.square())])
+
+
+def verdict(sums_tk: Tensor, sizes_t: Tensor, clip: float, most: float) -> tuple[Tensor, Tensor]:
+    """Return a factor for the update of each tensor, float64 [t], and whether the whole is small enough, 0 or 1.
+
+    `sums_tk` are `measure`d over whole tensors of `sizes_t` elements. With `clip` a tensor whose gradient has an RMS
+    of more than `clip` times what Adam expects is updated as with an lr that much smaller. With `most` the norm of
+    all changes may be no more than `most` times that of all parameters. 0 turns either off.
+    """
+    damping_t = torch.ones_like(sizes_t)
+    if clip > 0:
+        damping_t = (clip / (sums_tk[:, 0] / sizes_t).sqrt()).clamp(max=1.0)
+    is_small = torch.ones_like(sizes_t[0])
+    if most > 0:
+        change = (damping_t.square() * sums_tk[:, 1]).sum()
+        is_small = (change <= most**2 * sums_tk[:, 2].sum()).to(sizes_t.dtype)
+    return damping_t, is_small

@@ -1,0 +1,32 @@
+"""What a run does about data.skip and about a ledger that is not the one its checkpoint knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ConfigError
+from engine.guard import _joined
+from engine.stability.skips import Skips
+from tests.ranks import run_ranks
+from tests.system.runs import corpus
+from tests.voyages import BATCH, settings, train_here
+
+
+def test_data_can_be_passed_over_only_ahead_of_what_was_trained_on() -> None:
+    saved = Skips(dropped=((4, 8),))
+    assert _joined(saved, Skips(dropped=((4, 8),)), 20).dropped == ((4, 8),)
+    assert _joined(saved, Skips(dropped=((30, 40),)), 20).dropped == ((4, 8), (30, 40))
+    assert _joined(saved, Skips(dropped=((0, 5),)), 0).dropped == ((0, 8),)
+    with pytest.raises(ConfigError, match=r"data\.skip=\[\[20, 24\]\] names samples .* \(the newest is 23\); write"):
+        _joined(saved, Skips(dropped=((20, 24),)), 20)
+    assert _joined(saved, Skips(dropped=((24, 25),)), 20).dropped == ((4, 8), (24, 25))
+
+
+def test_a_ledger_that_lost_records_the_checkpoint_knows_of_is_refused(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    run_ranks(1, train_here, settings(tmp_path, "run"), range(60 * BATCH, 64 * BATCH))
+    (tmp_path / "run" / "ledger.jsonl").unlink()
+    with pytest.raises(AssertionError, match=r"holds 0 records, but the checkpoint that is continued knows of 2; put"):
+        run_ranks(1, train_here, settings(tmp_path, "run", train={"steps": 110}))
