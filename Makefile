@@ -6,7 +6,8 @@
 #   make test             lint, types, tests; ARGS=... are for pytest, such as ARGS="tests/monitor -x"
 #   make lint             lint and types only
 #   make bench            measure against plain torch (some minutes; ARGS=--quick only shows that it works)
-#   make soak             what only long trials show: files and disks that fail, and the prevention of spikes
+#   make soak             what only long trials show: faults of every kind (python -m tests.soak.matrix --help), files and
+#                         disks that fail, and the prevention of spikes
 #   make clean            remove .venv and what the build left (not runs/)
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
@@ -33,6 +34,7 @@ bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)
 
 soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.matrix
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.files
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.prevention
 

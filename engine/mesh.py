@@ -142,8 +142,23 @@ def join_world(device: Device, timeout_s: float) -> None:
     if not dist.is_torchelastic_launched() and "RANK" not in os.environ:
         dist.init_process_group(device.backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
         return
-    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-    store.set_timeout(timeout)
-    # torchrun keeps its store, and with it the addresses of dead ranks, when it starts the ranks again.
-    fresh = dist.PrefixStore(f"start-{attempt()}", store)
-    dist.init_process_group(device.backend, timeout=timeout, store=fresh, rank=rank, world_size=world)
+    given, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    dist.init_process_group(
+        device.backend, timeout=timeout, store=_own_store(given, rank, timeout), rank=rank, world_size=world
+    )
+
+
+def _own_store(given: dist.Store, rank: int, timeout: timedelta) -> dist.Store:
+    """Return a store that lives as long as rank 0 does; its address is left in the one that the launcher gave.
+
+    torchrun keeps its store when it starts ranks again, with the addresses of dead ones, and takes it along when it
+    is killed, while the ranks it leaves behind still have to save.
+    """
+    key = f"trimaran/start-{attempt()}/store"
+    if rank == 0:
+        host = os.environ.get("MASTER_ADDR", "localhost")
+        store = dist.TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+        given.set(key, f"{host} {store.port}")
+        return store
+    host, port = given.get(key).decode().split()
+    return dist.TCPStore(host, int(port), is_master=False, timeout=timeout)

@@ -365,6 +365,12 @@ def _check_checkpoint(config: Config) -> None:
 
 
 def _check_run(config: Config) -> None:
+    factor = config.monitor.straggler_factor
+    if 0 < factor <= 1:
+        raise ConfigError(
+            f"monitor.straggler_factor={factor:g} would call every rank slow; write monitor.straggler_factor=2, or 0 "
+            "to judge none."
+        )
     parts = config.run.name.split("/")
     if not all(parts) or ".." in parts or "." in parts:
         raise ConfigError(

@@ -18,13 +18,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import Config
 from engine.errors import ConfigError
+from launch.codes import USER_ERROR
 from launch.rank import hung, is_rank, leave, run_rank
 from launch.settings import repeat_flags, run_with_config
 
 
 def main() -> int:
     """Be a rank where one was started, else validate and start the ranks."""
+    if not _has_working_folder():
+        print("trimaran: the folder this was started in is gone; cd to one that exists.", file=sys.stderr)
+        return USER_ERROR
     return run_with_config(_work if is_rank() else _launch, sys.argv[1:])
+
+
+def _has_working_folder() -> bool:
+    """Libraries that torch loads later end the process where there is none."""
+    try:
+        return bool(Path.cwd())
+    except FileNotFoundError:
+        return False
 
 
 def _work(config: Config, overrides: list[str]) -> int:

@@ -94,6 +94,8 @@ RULES: list[tuple[str, int | None, tuple[str, ...]]] = [
     ("ops.overrides.rms_norm=flash", None, ("ops.overrides.rms_norm=flash", "apex, cpu")),
     ("ops.overrides.rmsnorm=reference", None, ("ops.overrides.rmsnorm=reference", "rms_norm")),
     ("ops.backend=flash run.device=cpu", None, ("ops.backend=flash", "cpu device", "ops.backend=auto")),
+    ("monitor.straggler_factor=0.5", None, ("monitor.straggler_factor=0.5", "monitor.straggler_factor=2")),
+    ("run.max_restarts=-1", None, ("run.max_restarts=-1", "0 or more")),
     ("run.name=../elsewhere", None, ("run.name", "run.root=runs")),
     ("run.name=''", None, ("run.name", "run.root=runs")),
 ]  # fmt: skip

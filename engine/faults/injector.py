@@ -73,6 +73,7 @@ class Injector:
     def _later(self, fault: Fault, number: signal.Signals) -> None:
         if fault.seconds == 0:
             os.kill(os.getpid(), number)
+            return
         timer = threading.Timer(fault.seconds, os.kill, (os.getpid(), number))
         timer.daemon = True
         timer.start()

@@ -236,12 +236,12 @@ def hang_leaves_stacks(fault: dict[str, Any]) -> Play:
 def second_job(stage: Stage) -> None:
     """It is refused in one line that names the first, which goes on undisturbed."""
     folder = stage.scene("case")
-    slow = [{"what": "sleep", "rank": 0, "step": 5, "steps": 4, "seconds": 3}]
-    first = stage.start(stage.words(folder, stage.layout, plan(slow)))
-    stage.wait_for(lambda: len(metrics(folder)) >= 2, first)
+    first = stage.start(stage.words(folder, stage.layout, plan([{"what": "stop", "rank": 0, "step": 5}])))
+    stage.wait_for(lambda: len(metrics(folder)) >= 4, first)
     second = stage.run(folder, stage.layout)
     second.expect("is in use by process", code=2)
     assert second.output.count("trimaran:") == 1
+    os.kill(ranks_of(folder / "default")[0], signal.SIGCONT)
     stage.finish(first).expect()
     stage.expect_equal(folder, stage.layout)
 
@@ -311,7 +311,7 @@ def odd_names(stage: Stage) -> None:
     """Names that file systems allow."""
     folder = stage.scene("a b/ünïcødé 船/" + "/".join(["long" * 12] * 6))
     kill = [{"what": "kill", "rank": 1, "step": 6}]
-    outcome = stage.run(folder, stage.layout, plan(kill), f"run.root='{folder}'", "run.name='my run'")
+    outcome = stage.run(folder, stage.layout, plan(kill), "run.name='my run'")
     outcome.expect("restart 1 of")
     stage.expect_equal(folder, stage.layout, name="my run")
 
@@ -329,13 +329,18 @@ def bare_environment(stage: Stage) -> None:
 
 
 def no_working_folder(stage: Stage) -> None:
-    """A run with absolute paths does not need the folder it was started in."""
+    """Gone before the start it is refused in one line; gone later it is not missed."""
     folder = stage.scene("case")
     away = folder / "away"
     away.mkdir()
-    repo = Path(__file__).resolve().parents[2]
-    words = stage.words(folder, stage.layout)
-    words[1] = str(repo / words[1])
-    shell = ["bash", "-c", 'rmdir "$PWD"; exec "$@"', "bash", *words]
-    stage.finish(stage.start(shell, cwd=away)).expect()
+    words = stage.words(folder, stage.layout, plan([{"what": "kill", "rank": 1, "step": 9}]), "run.max_restarts=0")
+    words[1] = str(Path(__file__).resolve().parents[2] / words[1])
+    process = stage.start(words, cwd=away)
+    stage.wait_for(lambda: metrics(folder), process)
+    away.rmdir()
+    stage.finish(process).expect("rank 1 was ended by SIGKILL", code=76)
+    away.mkdir()
+    gone = stage.finish(stage.start(["bash", "-c", 'rmdir "$PWD"; exec "$@"', "bash", *words], cwd=away))
+    gone.expect("trimaran: the folder this was started in is gone", code=2)
+    stage.run(folder, stage.layout).expect("at step 8")
     stage.expect_equal(folder, stage.layout)

@@ -47,17 +47,17 @@ class Stage:
         corpus(root)
 
     def scene(self, name: str) -> Path:
-        """Return an empty folder with the corpus."""
+        """Return an empty folder."""
         folder = self.root / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        shutil.copyfile(self.root / "corpus.jsonl", folder / "corpus.jsonl")
         return folder
 
     def words(self, folder: Path, layout: str, *overrides: str) -> list[str]:
         """Return the command line of a run in `folder`."""
+        plain = [w for w in command(folder, *BASE, *LAYOUTS[layout]) if not w.startswith(("data.paths", "run.root"))]
         data = (f"data.paths=[{self.root}/corpus.jsonl]", f"data.cache_dir={self.root}/data")
-        return [*command(folder, *BASE, *LAYOUTS[layout]), *data, *overrides]
+        return [*plain, *data, f"run.root='{folder}'", *overrides]
 
     def start(
         self, words: Sequence[str], *, limits: dict[int, int] | None = None, cwd: Path = REPO, **extra: str | None
