@@ -96,6 +96,8 @@ def _wanted(config: Config, vocab: int | None) -> dict[str, Any]:
 
 def _flat(plain: Any) -> Iterator[tuple[str, Any]]:
     for section, fields in plain.items():
+        if section == "faults":  # a rehearsal, which is told each time
+            continue
         for key, value in fields.items():
             yield f"{section}.{key}", value
 
