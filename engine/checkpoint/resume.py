@@ -96,10 +96,11 @@ def _wanted(config: Config, vocab: int | None) -> dict[str, Any]:
 
 def _flat(plain: Any) -> Iterator[tuple[str, Any]]:
     for section, fields in plain.items():
-        if section == "faults":  # a rehearsal, which is told each time
-            continue
-        for key, value in fields.items():
-            yield f"{section}.{key}", value
+        if isinstance(fields, dict):
+            for key, value in fields.items():
+                yield f"{section}.{key}", value
+        else:
+            yield section, fields
 
 
 def _resolved(settings: Mapping[str, Any], vocab: Any) -> dict[str, Any]:

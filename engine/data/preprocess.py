@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,7 @@ def _nothing(empty: int, skipped: Skipped) -> str:
 
 
 def _progress(show: bool) -> Progress:
+    show = show and sys.stdout.isatty()  # a bar is for terminals; what else output leads to may be full or closed
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, disable=not show, transient=True)
 

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.ops.adamw import next_values
+from engine.ops.adamw import next_values, sum_of_squares
+
+_CPU_BLOCK = 2**15  # elements, whose temporaries stay in a core's cache
 
 
 class Rule(NamedTuple):
@@ -38,13 +40,15 @@ def measure(
     They are of the squared gradient over what Adam expects of it (StableAdamW, arXiv 2304.13013, algorithm 2), of the
     squared change of the parameter, and of its squared value.
     """
-    scaled = grad * grad_scale
-    updated, _, _, expected = next_values(
-        param, scaled, exp_avg, exp_avg_sq, **rule._asdict(), weight_decay=weight_decay, step=step
-    )
-    least = max(rule.eps**2, torch.finfo(expected.dtype).tiny)
-    surprise = scaled.square() / expected.clamp(min=least)
-    return torch.stack([x.sum(dtype=torch.float64) for x in (surprise, (updated - param).square(), param.square())])
+    sums = torch.zeros(3, dtype=torch.float64, device=param.device)
+    size = _CPU_BLOCK if param.is_cpu else max(1, param.numel())
+    for p, g, m, v in zip(*(x.split(size) for x in (param, grad, exp_avg, exp_avg_sq)), strict=True):
+        scaled = g * grad_scale
+        updated, _, _, expected = next_values(p, scaled, m, v, **rule._asdict(), weight_decay=weight_decay, step=step)
+        expected_size = expected.sqrt_().clamp_(min=max(rule.eps, torch.finfo(expected.dtype).tiny))
+        terms = (scaled / expected_size, updated - p, p)
+        sums += torch.stack([sum_of_squares(x) for x in terms])
+    return sums
 
 
 def verdict(sums_tk: Tensor, sizes_t: Tensor, clip: float, most: float) -> tuple[Tensor, Tensor]:

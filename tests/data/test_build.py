@@ -75,6 +75,15 @@ def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
     assert written[0] == written[1]
 
 
+def test_progress_is_shown_on_terminals_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log on a full disk must not stop the indexing."""
+    Tokenizer.train(TEXTS, 300).save(tmp_path / "t.json")
+    with open("/dev/full", "w") as log:
+        monkeypatch.setattr("sys.stdout", log)
+        index_documents(TEXTS, tmp_path / "t.json", tmp_path / "c", append_eod=True, workers=1, show=True)
+    assert IndexedDataset(tmp_path / "c").documents == len(TEXTS)
+
+
 def test_formats_and_globs(tmp_path: Path) -> None:
     for number, t in enumerate(TEXTS):
         (tmp_path / f"{number:03d}.txt").write_text(t)

@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.prevention", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(TROUBLES), default=list(TROUBLES), help="troubles")
     parser.add_argument("--options", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), help="preventions")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each kind")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables there")
     args = parser.parse_args()
     console, tables, columns = Console(), list[str](), ("prevention", "largest excess", "spikes", "validation loss")
