@@ -387,7 +387,7 @@ class Trainer:
         self.lost_peer = kind_of(error) in (ECHO, HANG)
         if kind_of(error) == HANG:
             text = describe_hang(self.folder)
-            dump_stacks(self.folder)
+            dump_stacks(self.folder, self.mesh.world.rank)
             raise Hang(text) from error
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -36,7 +37,7 @@ class Watchdog:
         self._stop = threading.Event()
         self._stacks: IO[str] | None = None
         with contextlib.suppress(OSError):  # a full disk: the training matters more than its stacks
-            self._stacks = open(stacks_path(folder, rank), "w")  # noqa: SIM115 - open as long as signals may come
+            self._stacks = open(stacks_path(folder, rank), "a")  # noqa: SIM115 - open as long as signals may come
             faulthandler.enable(self._stacks)
             faulthandler.register(signal.SIGQUIT, self._stacks, all_threads=True)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -63,8 +64,14 @@ class Watchdog:
                 self._on_hang(text)
 
 
-def dump_stacks(folder: Path) -> None:
-    """Have this rank and those beside it, children of the same launcher, write their stacks to their files."""
+def dump_stacks(folder: Path, rank: int | None = None) -> None:
+    """Have this rank and those beside it, children of the same launcher, write their stacks to their files.
+
+    In an exception handler give the `rank`: its own stack is the exception's, where it waited.
+    """
+    if rank is not None:
+        with contextlib.suppress(OSError), open(stacks_path(folder, rank), "a") as file:
+            traceback.print_exc(file=file)
     for record in read_records(folder):
         if record.pid == os.getpid() or _parent(record.pid) == os.getppid():
             with contextlib.suppress(ProcessLookupError, PermissionError):

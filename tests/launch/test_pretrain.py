@@ -23,14 +23,14 @@ class Recorder:
         self.outcome = outcome
         self.calls: list[tuple[list[str], int]] = []
 
-    def __call__(self, command: list[str], count: int) -> Outcome:
+    def __call__(self, command: list[str], count: int, folder: Path, max_restarts: int) -> Outcome:
         self.calls.append((command, count))
         return self.outcome
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *argv: str, outcome: Outcome = Outcome(0)) -> tuple[int, Recorder]:
     recorder = Recorder(outcome)
-    monkeypatch.setattr(pretrain, "start_ranks", recorder)
+    monkeypatch.setattr("launch.ranks.start_ranks", recorder)
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *argv])
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -227,8 +227,8 @@ def hang_leaves_stacks(fault: dict[str, Any]) -> Play:
         assert "Traceback" not in outcome.output
         assert time.monotonic() - begin < stage.limit_s / 2
         stacks = [path.read_text() for path in sorted((folder / "default" / "flight").glob("*.stacks"))]
-        assert "_strike" in stacks[0], "where the hung rank hangs"
-        assert "all_reduce" in stacks[1], "where the other waits"
+        assert "_strike" in stacks[0], f"where the hung rank hangs: {stacks[0]}"
+        assert "all_reduce" in stacks[1], f"where the other waits: {stacks[1]}"
 
     return play
 
