@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -64,6 +64,7 @@ class Injector:
             "flip_grad": lambda: _flip(self._stepper.buckets.buckets[0].grad_shard(), fault),
             "flip_weight": lambda: _flip(self._stepper.buckets.flat_params, fault),
             "flip_master": lambda: _flip(self._stepper.optimizer.shards[0].master, fault),
+            "rate": lambda: self._raise_rate(fault.factor),
             "no_space": lambda: _raise(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
             "truncate": lambda: self._truncate(step),
             "flip_file": lambda: self._flip_file(step, fault.bit),
@@ -90,6 +91,17 @@ class Injector:
             return healthy(*arguments) * torch.inf  # type: ignore[arg-type]
 
         chunk.loss = spoilt  # type: ignore[method-assign, assignment]
+
+    def _raise_rate(self, factor: float) -> None:
+        """Have the next update made at a multiple of its learning rate."""
+        optimizer = self._stepper.optimizer
+        healthy = optimizer.step
+
+        def spoilt(lr: float, *arguments: Any, **named: Any) -> Tensor:
+            del optimizer.step  # the method of the class again
+            return healthy(lr * factor, *arguments, **named)
+
+        optimizer.step = spoilt  # type: ignore[method-assign]
 
     def _truncate(self, step: int) -> None:
         path = self._shard(step)

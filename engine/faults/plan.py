@@ -33,6 +33,7 @@ KINDS: dict[str, str] = {
     "flip_grad": phases.NORM,  # `bit` of element `element` of this rank's part of the summed gradient
     "flip_weight": phases.LOG,  # of its parameters as the model uses them: copies are written anew by the next update
     "flip_master": phases.LOG,  # of its master weights: permanent
+    "rate": phases.OPTIMIZER,  # the learning rate is multiplied by `factor`
     "no_space": phases.SAVE_SHARD,  # the disk is full when this phase of a save begins
     "truncate": phases.SAVE_DONE,  # a shard of the checkpoint just made loses its second half
     "flip_file": phases.SAVE_DONE,  # `bit` of the middle byte of that shard is flipped
@@ -40,7 +41,7 @@ KINDS: dict[str, str] = {
 }
 HOWS = ("random", "repeat", "shift")
 _RAISING = ("raise", "memory", "no_space")  # they end what they interrupt: a save reports it, training fails
-_TENSORS = ("nan_grad", "inf_loss", "flip_grad", "flip_weight", "flip_master")
+_TENSORS = ("nan_grad", "inf_loss", "flip_grad", "flip_weight", "flip_master", "rate")
 _FILES = ("truncate", "flip_file")
 _IN_SAVES = tuple(phase for phase in phases.PHASES if phase.startswith("save."))
 
@@ -60,6 +61,7 @@ class Fault:
     signal: str = "TERM"  # what=signal
     bit: int = 30  # what=flip_*: counted from the lowest; 30 is the highest of an fp32 exponent
     element: int = 0  # what=flip_* and nan_grad: index into this rank's flat tensor
+    factor: float = 100.0  # what=rate
     first: int = 0  # what=poison: global sample ids [first, stop)
     stop: int = 0
     how: str = "random"  # what=poison: random tokens | repeat of one token | shift of all ids, as by another tokenizer
@@ -127,7 +129,8 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
 def _check_numbers(name: str, fault: Fault, world: int | None) -> None:
     if fault.rank is not None and not 0 <= fault.rank < (world or math.inf):
         raise ConfigError(f"{name}.rank={fault.rank} is none of the {world} ranks; write 0 to {(world or 1) - 1}.")
-    for key, least in (("step", 0), ("steps", 1), ("attempt", 0), ("seconds", 0), ("bit", 0), ("element", 0)):
+    for key, least in (("step", 0), ("steps", 1), ("attempt", 0), ("seconds", 0), ("bit", 0), ("element", 0),
+                       ("factor", 0)):  # fmt: skip
         value = getattr(fault, key)
         if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{name}.{key}={value} is out of range; write {least} or more.")
