@@ -49,6 +49,7 @@ class States:
         self._entries = list(state.entries(stepper.optimizer))  # once: they are views of the state as it goes on
         wanted = config.stability.watch and config.stability.rollback
         self.memory = HostStates(stepper.state_tensors(), config.stability.snapshot_mb * 2**20 if wanted else 0.0)
+        self.memory.room = self._least(self.memory.room)  # a state is one only where each rank keeps its part
         self.step, self.consumed = 0, 0
         self.changes: list[str] = []  # of the configuration, since the checkpoint that is continued
         self.scaler = _scaler(config)
@@ -78,7 +79,9 @@ class States:
         """Carry out a rollback; return where the state came from."""
         FLIGHT.phase(phases.ROLLBACK_LOAD)
         self.writer.wait()
+        self.report_saves()  # what has ended so far is of the steps that are gone back from
         self._abandon(action)
+        self.last_save = self.last_saved = -1
         self.memory.forget(after=action.to)
         kept = self.memory.find(action.to)
         if kept is not None:
@@ -157,9 +160,13 @@ class States:
         return checkpoint.path.parent.resolve() == self.folder.resolve()
 
     def _all_agree(self, mine: bool) -> bool:
-        vote = torch.tensor(int(mine), device=self.mesh.device.torch_device)
-        all_reduce(vote, self.mesh.world, MIN)
-        return bool(vote.item())
+        return bool(self._least(int(mine)))
+
+    def _least(self, mine: int) -> int:
+        """Return the smallest number that any rank has."""
+        least = torch.tensor(mine, device=self.mesh.device.torch_device)
+        all_reduce(least, self.mesh.world, MIN)
+        return int(least.item())
 
     # -- keep --------------------------------------------------------------------------------------------------
 

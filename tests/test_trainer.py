@@ -62,6 +62,15 @@ def test_a_run_that_rolled_back_is_the_run_that_was_told_what_to_pass_over(
     assert json.loads((tmp_path / "found" / "ledger.jsonl").read_text().splitlines()[1])["kind"] == "commit"
 
 
+def test_ranks_whose_parts_differ_in_size_keep_the_same_states(tmp_path: Path) -> None:
+    """There is room for three states on the first stage and for two on the last, which has one norm more."""
+    corpus(tmp_path)
+    config = settings(tmp_path, "uneven", model={"tied_embeddings": False}, parallel={"pp": 2},
+                      stability={**QUICK, "snapshot_mb": 706_000 / 2**20}, checkpoint={"interval": 0})  # fmt: skip
+    run_ranks(2, train_here, config, POISON)
+    assert [action.kind for action in decided(tmp_path, "uneven")] == [ROLLBACK]
+
+
 def test_poison_without_end_ends_the_run_with_an_explanation(tmp_path: Path) -> None:
     corpus(tmp_path)
     config = settings(tmp_path, "lost", stability={**QUICK, "lower_after": 1, "tries": 2, "settle": 60})
