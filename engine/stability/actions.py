@@ -84,7 +84,7 @@ def skips_after(skips: Skips, done: Sequence[Action]) -> Skips:
 def rate_factors(done: Sequence[Action], step: int) -> tuple[float, float]:
     """Return what the scheduled learning rate and the clipping norm of trained step `step` are multiplied by."""
     rate = clip = 1.0
-    for action, begins in _begun(done):
+    for action, begins in begun(done):
         if action.kind not in (ROLLBACK, LOWER) or step < begins:
             continue
         rate *= _risen(action, step - begins)
@@ -98,11 +98,11 @@ def rewarms_at(done: Sequence[Action], step: int) -> bool:
     return any(
         action.kind in (ROLLBACK, LOWER) and action.lr_factor < 1 and action.hold is not None and action.rewarm > 0
         and step == begins + action.hold
-        for action, begins in _begun(done)
+        for action, begins in begun(done)
     )  # fmt: skip
 
 
-def _begun(done: Sequence[Action]) -> Iterator[tuple[Action, int]]:
+def begun(done: Sequence[Action]) -> Iterator[tuple[Action, int]]:
     """Yield the decisions and the steps they are in force from.
 
     A lowering goes back with a rollback behind its beginning: it answers trouble that the run has yet to pass.

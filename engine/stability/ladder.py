@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from engine.config import StabilityConfig
-from engine.stability.actions import GO_ON, LOWER, ROLLBACK, SKIP, STOP, Action
+from engine.stability.actions import GO_ON, LOWER, ROLLBACK, SKIP, STOP, Action, begun
 from engine.stability.signals import DRIFT, OK, Verdict
 from engine.stability.signals import SKIP as SKIPPED
 
@@ -49,7 +49,7 @@ def decide(
     past = [other for other in done if other.kind in (ROLLBACK, LOWER)]
     if not policy.rollback and verdict.cause == DRIFT:
         return _stop(action, verdict, [], "stability.rollback=false")
-    if verdict.kind == SKIPPED or not policy.rollback or _cools_down(past, step, verdict, policy):
+    if verdict.kind == SKIPPED or not policy.rollback or _is_answered(past, step, verdict, policy):
         return action
     here = _tries_here(past, verdict, policy)
     spent = _spent(past, here, step, policy)
@@ -80,11 +80,15 @@ def decide(
     )  # fmt: skip
 
 
-def _cools_down(past: list[Action], step: int, verdict: Verdict, policy: StabilityConfig) -> bool:
-    """Say whether the last action is too recent to judge it by anything but non-finite steps."""
-    if not past or verdict.cause in ("nonfinite", "overflow", DRIFT):
+def _is_answered(past: list[Action], step: int, verdict: Verdict, policy: StabilityConfig) -> bool:
+    """Say whether an action covers this step: made again after a crash it was lowered for already, or, but for
+    non-finite steps, an action before it is too recent to be judged. Actions of later steps do not count.
+    """
+    if any(action.kind == LOWER and action.step == step < begins for action, begins in begun(past)):
+        return True
+    if verdict.cause in ("nonfinite", "overflow", DRIFT):
         return False
-    return past[-1].begins <= step < past[-1].begins + policy.cooldown
+    return any(begins <= step < begins + policy.cooldown for _, begins in begun(past))
 
 
 def _tries_here(past: list[Action], verdict: Verdict, policy: StabilityConfig) -> list[Action]:

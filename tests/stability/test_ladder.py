@@ -124,6 +124,21 @@ def test_without_a_state_to_go_back_to_the_rate_is_lowered_or_the_run_stops() ->
     assert (lowered.kind, lowered.lr_factor, lowered.begins) == (LOWER, 0.5, 1003)
 
 
+def test_steps_made_again_after_a_crash_are_answered_as_they_were() -> None:
+    """The ledger knows more by then than it did: neither is a rate lowered twice, nor a cool-down cut short."""
+    young = [Snapshot(960)]
+    policy = StabilityConfig(lower_after=0)
+    nan = replace(SPIKE, cause="nonfinite")
+    lowered = answer(verdict=nan, states=young, policy=policy)
+    assert answer([lowered], verdict=nan, states=young, policy=policy).kind == SKIP
+    further = Action(ROLLBACK, 1100, "spike", "", 1090, 990)  # behind it: the step is a new one
+    assert answer([lowered, further], verdict=nan, states=young, policy=policy).kind == LOWER
+    first, later = Action(ROLLBACK, 880, "spike", "", 870, 800), Action(ROLLBACK, 990, "spike", "", 980, 900)
+    cooling = replace(SPIKE, onset=811)
+    assert answer([first], 812, cooling).kind == SKIP
+    assert answer([first, later], 812, cooling).kind == SKIP
+
+
 @given(
     onset=st.integers(0, 3000),
     length=st.integers(1, 300),
