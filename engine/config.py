@@ -168,6 +168,7 @@ class StabilityConfig:
     skip_before: int = 10  # steps of data before the onset that are passed over too
     skip_least: int = 50  # fewest steps of data passed over (more for spikes longer than half of it); 0: none
     min_rewind: int = 50  # steps that the state rolled back to must be older than the onset, unless it is the start
+    restart_within: int = 1000  # steps after the start of the run within which it may be gone back to
     same_place: int = 128  # onsets at most this many steps apart are one place: go further back, pass over more
     widen: float = 2.0  # how much more data each further try at a place passes over
     cooldown: int = 20  # steps after a rollback before a spike may be rolled back again; non-finite steps always are

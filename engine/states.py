@@ -218,30 +218,34 @@ class States:
     def available(self) -> list[Snapshot]:
         """Return the states that could be gone back to, of those that this rank sees."""
         self.writer.wait()
-        origin, samples = self._origin()
         consumed = {kept.step: int(kept.meta["consumed_samples"]) for kept in self.memory.kept}
         for step in folders.saved_steps(self.folder):
             manifest = read_manifest(folders.step_path(self.folder, step))
             if manifest is not None:
                 consumed.setdefault(step, int(manifest.meta["consumed_samples"]))
         found = [Snapshot(step, self._is_healthy(step), samples) for step, samples in consumed.items()]
-        return found if origin in consumed else [*found, Snapshot(origin, True, samples)]
+        start = self._start()
+        return found if start is None else [*(state for state in found if state.step != start.step), start]
 
     def _is_healthy(self, step: int) -> bool:
         return is_healthy(step, self.step, self.guard.troubles, self.config.stability.healthy_after)
 
-    def _origin(self) -> tuple[int, int]:
-        """Return the trained steps and samples that the run began with."""
-        load = self.config.checkpoint.load
-        if load in ("none", "auto"):
-            return 0, 0
-        path = Path(load)
-        if not (path / "manifest.json").exists():
-            path = folders.step_path(path / "checkpoints", folders.saved_steps(path / "checkpoints")[0])
-        manifest = read_manifest(path)
-        if manifest is None or not self._takes_over_all(manifest.meta):
-            return 0, 0
-        return manifest.step, int(manifest.meta["consumed_samples"])
+    def _start(self) -> Snapshot | None:
+        """Return the state that the run began with; None where it began with a checkpoint that is gone."""
+        load, consumed = self.config.checkpoint.load, 0
+        step = 0
+        if load not in ("none", "auto"):
+            path = Path(load)
+            if not (path / "manifest.json").exists():
+                path = folders.step_path(
+                    path / "checkpoints", max(folders.saved_steps(path / "checkpoints"), default=0)
+                )
+            manifest = read_manifest(path)
+            if manifest is None:
+                return None
+            if self._takes_over_all(manifest.meta):
+                step, consumed = manifest.step, int(manifest.meta["consumed_samples"])
+        return Snapshot(step, True, consumed, is_start=True)
 
     def _takes_over_all(self, meta: dict[str, Any]) -> bool:
         """Say whether a run that begins with another's checkpoint takes over more than weights."""

@@ -22,6 +22,7 @@ class Snapshot:
     step: int  # trained steps in it
     healthy: bool = True
     consumed: int = 0  # samples they trained on
+    is_start: bool = False  # of the run: nothing of it lies before
 
 
 def is_healthy(step: int, now: int, troubles: Iterable[int], least: int) -> bool:
@@ -112,10 +113,16 @@ def _target(
 ) -> Snapshot | None:
     """Return the newest healthy state old enough, and where one is left, older than those tried at this place.
 
-    The start of the run is old enough for any onset.
+    The start of the run is old enough for any onset, and counts as a state only for the first steps of the run: to
+    train for weeks again is nothing to decide without a person.
     """
-    newest = verdict.onset if verdict.cause == DRIFT else max(0, verdict.onset - policy.min_rewind)
-    fit = [state for state in snapshots if state.healthy and state.step <= newest]
+    newest = verdict.onset if verdict.cause == DRIFT else verdict.onset - policy.min_rewind
+    fit = [
+        state
+        for state in snapshots
+        if state.healthy
+        and (verdict.onset - state.step <= policy.restart_within if state.is_start else state.step <= newest)
+    ]
     tried = min((action.to for action in here if action.kind == ROLLBACK), default=math.inf)
     fresh = [state for state in fit if state.step < tried]
     return max(fresh or fit, key=lambda state: state.step, default=None)
@@ -140,7 +147,8 @@ def _stop(action: Action, verdict: Verdict, here: list[Action], spent: str) -> A
 
 def _explain(verdict: Verdict, here: list[Action], spent: str) -> str:
     tried = f", still after {len(here)} tries to get past it" if here else ""
-    why, more = "no healthy state is old enough to go back to", "a smaller stability.min_rewind"
+    why = "no healthy state is old enough to go back to"
+    more = "a smaller stability.min_rewind, or a larger stability.restart_within to begin anew"
     if verdict.cause == DRIFT:
         return f"step {verdict.onset}: {verdict.reason}{tried}; {spent or why}: leave out the machines of these ranks."
     if spent:

@@ -19,7 +19,8 @@ from engine.stability.signals import Verdict
 BATCH = 8
 POLICY = StabilityConfig()
 SPIKE = Verdict(BACK, "spike", 1000, "3 outliers in 8 steps")
-STATES = [Snapshot(step) for step in range(0, 1001, 100)]
+START = Snapshot(0, is_start=True)
+STATES = [START, *(Snapshot(step) for step in range(100, 1001, 100))]
 
 
 def answer(
@@ -50,7 +51,7 @@ def test_a_spike_goes_back_to_a_healthy_state_older_than_its_onset_and_passes_it
 
 def test_the_start_is_old_enough_for_a_run_that_goes_wrong_at_once() -> None:
     early = Verdict(BACK, "nonfinite", 3, "x")
-    action = answer(step=4, verdict=early, states=[Snapshot(0), Snapshot(2)])
+    action = answer(step=4, verdict=early, states=[START, Snapshot(2)])
     assert (action.kind, action.to, action.first, action.stop) == (ROLLBACK, 0, 0, 43 * BATCH)
 
 
@@ -87,6 +88,19 @@ def test_another_place_starts_afresh() -> None:
 def test_the_oldest_state_is_gone_back_to_again_when_there_is_no_older_one() -> None:
     first = answer(states=[Snapshot(0)])
     assert answer([first], states=[Snapshot(0)]).to == 0
+
+
+def test_the_start_of_a_long_run_is_not_gone_back_to() -> None:
+    """A second try where two checkpoints are kept must not train for weeks again."""
+    late = replace(SPIKE, onset=9_010)
+    states = [START, Snapshot(8_000), Snapshot(9_000)]
+    first = answer(step=9_012, verdict=late, states=states)
+    second = answer([first], 9_012, late, states)
+    assert (first.to, second.to) == (8_000, 8_000)
+    assert second.stop - second.first == 2 * (first.stop - first.first)
+    assert "a larger stability.restart_within" in answer(step=9_012, verdict=late, states=[START]).reason
+    begun = Snapshot(8_990, is_start=True)  # with the checkpoint of another run
+    assert answer(step=9_012, verdict=late, states=[begun]).to == 8_990
 
 
 def test_budgets_end_the_ladder() -> None:
@@ -167,7 +181,7 @@ def test_no_rollback_repeats_what_it_came_from(
         assert action.kind in (ROLLBACK, LOWER, STOP, SKIP)
         if action.kind == ROLLBACK:
             assert Snapshot(action.to, True) in states
-            assert action.to <= max(0, onset - policy.min_rewind)
+            assert action.to <= onset - policy.min_rewind
             assert action.first < action.stop or action.lr_factor < 1
             assert action.first == action.stop == 0 or action.to * BATCH <= action.first <= onset * BATCH < action.stop
         if action.kind in (ROLLBACK, LOWER):
