@@ -6,7 +6,6 @@ what it logs must equal, bit for bit on the same layout, what was logged the fir
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from engine.checkpoint import folder as folders
 from engine.checkpoint.reader import Checkpoint, open_checkpoint, read_manifest
 from engine.config import Config
 from engine.errors import CheckpointError, ConfigError
+from engine.monitor import attempts
 from engine.stability.actions import ROLLBACK, Action
 from engine.stability.ledger import INTENT, Record, read_ledger
 
@@ -45,7 +45,7 @@ def prepare(run: Path, step: int, timeline: int | None, scratch: Path, *, from_s
     """
     records = records_of(run, timeline)
     found = None if from_start else nearest(run, step, len(records))
-    config = read_config(run)
+    config = read_config(run, step)
     checkpoints = scratch / "checkpoints"
     checkpoints.mkdir(parents=True)
     if found is not None:
@@ -60,13 +60,18 @@ def prepare(run: Path, step: int, timeline: int | None, scratch: Path, *, from_s
     config.monitor.wandb, config.monitor.console = "off", "off"
     config.faults = [fault for fault in config.faults if fault["what"] == "poison"]  # data are spoilt for good
     config.checkpoint.load, config.checkpoint.interval, config.train.eval_interval = "auto", 0, 0
+    config.stability.rollback, config.stability.drift_interval = False, 0  # the ledger says what was decided: no more
     return Plan(config, found or 0, step, sum(map(_goes_back, records)), scratch)
 
 
-def read_config(run: Path) -> Config:
-    """Return the configuration that the newest checkpoint of a run was written under, parallel.dp filled in."""
+def read_config(run: Path, step: int) -> Config:
+    """Return the configuration that trained step `step`, parallel.dp filled in.
+
+    It is that of the first checkpoint kept from there on: the run may have gone on with another one later.
+    """
     steps = folders.saved_steps(run / "checkpoints")
-    manifest = read_manifest(folders.step_path(run / "checkpoints", steps[0])) if steps else None
+    chosen = min((saved for saved in steps if saved >= step), default=max(steps, default=0))
+    manifest = read_manifest(folders.step_path(run / "checkpoints", chosen)) if steps else None
     if manifest is None:
         raise CheckpointError(f"{run} holds no checkpoint to take the configuration from; name a run folder that does.")
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), manifest.meta["config"]))
@@ -130,8 +135,7 @@ def compare(run: Path, plan: Plan) -> tuple[list[str], int]:
 
 def rows(run: Path, timeline: int) -> dict[int, dict[str, Any]]:
     """Return the records of training steps of a timeline, by step."""
-    path = run / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = attempts.records(run / "metrics.jsonl")
     return {row["step"]: row for row in records if "loss" in row and row.get("timeline", 0) == timeline}
 
 

@@ -38,7 +38,7 @@ def batch_of_step(run: Path, step: int, timeline: int | None, device: torch.devi
     Losses are without dropout, under the weights of the newest checkpoint before the step. ConfigError or
     CheckpointError when the run cannot be read.
     """
-    config = read_config(run)
+    config = read_config(run, step)
     records = records_of(run, timeline)
     found = nearest(run, step, len(records))
     if found is None:

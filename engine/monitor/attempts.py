@@ -34,7 +34,7 @@ def begin(folder: Path, step: int, timeline: int) -> None:
 def _time_after(folder: Path, step: int, timeline: int) -> float:
     """Return the seconds of the steps, and of what came after them, that metrics.jsonl holds beyond `step`."""
     given_up = Account()
-    for record in _records(folder / "metrics.jsonl"):
+    for record in records(folder / "metrics.jsonl"):
         if record.get("step", 0) > step and record.get("timeline", 0) >= timeline:
             given_up.add(record)
     return given_up.useful + sum(given_up.lost.values())
@@ -42,11 +42,11 @@ def _time_after(folder: Path, step: int, timeline: int) -> float:
 
 def read_account(folder: Path) -> Account:
     """Return the account of a run up to now."""
-    return account(_records(folder / "attempts.jsonl"), _records(folder / "metrics.jsonl"), time.time())
+    return account(records(folder / "attempts.jsonl"), records(folder / "metrics.jsonl"), time.time())
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a file; none where there is no file."""
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file of JSON lines, without what a crash cut off; none where there is no file."""
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(ValueError):

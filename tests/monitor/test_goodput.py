@@ -85,5 +85,5 @@ def test_a_run_accounts_for_itself_over_a_crash_and_a_rollback(
     assert books.lost["rollback"] == pytest.approx(one)
     assert books.lost["died"] == pytest.approx(2, abs=0.5)
     assert books.lost["startup"] == pytest.approx(3, abs=0.5)
-    assert [r["step"] for r in attempts._records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 6]
+    assert [r["step"] for r in attempts.records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 6]
     assert "goodput" in capsys.readouterr().out
