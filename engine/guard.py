@@ -95,6 +95,7 @@ class Guard:
         """Return what a checkpoint must hold, as JSON values: also, for readers, all that is passed over."""
         return {
             "watch": self.watch.state(), "troubles": self.troubles[-_TROUBLES_KEPT:], "known": self._known,
+            "tip": self._chain.records[self._known - 1].hash if self._known else None,
             "given": self._given.to_plain(), "skips": self.skips.to_plain(),
         }  # fmt: skip
 
@@ -110,13 +111,23 @@ class Guard:
         self.watch.load(plain["watch"])
         self.troubles = [int(step) for step in plain["troubles"]]
         self._known = int(plain["known"]) if own else 0
-        if self._known > len(self._chain.records):
-            raise LedgerError(
-                f"{self._chain.name} holds {len(self._chain.records)} records, but the checkpoint that is continued "
-                f"knows of {self._known}; put back the ledger that the run wrote, or write another run.name."
-            )
-        self._given = _joined(Skips.from_plain(plain["given" if own else "skips"]), self._given, consumed)
+        self._check_ledger(plain.get("tip"))
+        saved = Skips.from_plain(plain["given" if own else "skips"])
+        self._given = _joined(saved, self._given, consumed, self.done)
         self._refresh()
+
+    def _check_ledger(self, tip: str | None) -> None:
+        """Raise LedgerError where the ledger is not one that goes on from what a checkpoint knew: its line `tip`."""
+        records = self._chain.records
+        if self._known > len(records):
+            what = f"holds {len(records)} records, but the checkpoint that is continued knows of {self._known}"
+        elif self._known and tip is not None and tip != records[self._known - 1].hash:
+            what = "is not the ledger of the checkpoint that is continued"
+        else:
+            return
+        raise LedgerError(
+            f"{self._chain.name} {what}; put back the ledger that the run wrote, or write another run.name."
+        )
 
     # -- around a step -----------------------------------------------------------------------------------------
 
@@ -171,7 +182,9 @@ class Guard:
         return self.done[-1]
 
     def _choose(self, step: int, verdict: Verdict, states: Sequence[Snapshot]) -> Action:
-        return decide(self.done, step, verdict, states, self.policy, self._consumed_at, self._planned())
+        newest = max(states, key=lambda state: state.step, default=Snapshot(0))
+        planned = self._consumed_at(newest, self.config.train.steps)
+        return decide(self.done, step, verdict, states, self.policy, self._consumed_at, planned)
 
     def _consumed_at(self, state: Snapshot, step: int) -> int:
         """Return the samples trained before `step` by a run that goes on from `state`."""
@@ -179,9 +192,6 @@ class Guard:
         for begin, batch in plan(state.consumed, step - state.step, self.config.train):
             consumed = begin + batch
         return consumed
-
-    def _planned(self) -> int:
-        return self._consumed_at(Snapshot(0), self.config.train.steps)
 
     # -- the ledger --------------------------------------------------------------------------------------------
 
@@ -235,13 +245,18 @@ def _given(config: Config) -> Skips:
     return Skips(dropped=union((int(first), int(stop)) for first, stop in config.data.skip))
 
 
-def _joined(saved: Skips, wanted: Skips, consumed: int) -> Skips:
-    """Return the data passed over by a run that goes on with data.skip=`wanted`; ConfigError where it is too late."""
+def _joined(saved: Skips, wanted: Skips, consumed: int, done: Sequence[Action] = ()) -> Skips:
+    """Return the data passed over by a run that goes on with data.skip=`wanted`; ConfigError where it is too late.
+
+    `saved` were given to the run before, in which `done` was decided.
+    """
     joined = Skips(union(saved.dropped, wanted.dropped), saved.deferred, saved.planned)
-    if consumed and joined.position(consumed - 1) != saved.position(consumed - 1):
+    if not consumed:
+        return joined
+    newest = skips_after(saved, done).position(consumed - 1)
+    if skips_after(joined, done).position(consumed - 1) != newest:
         raise ConfigError(
             f"data.skip={[list(piece) for piece in wanted.dropped]} names samples that were trained on already (the "
-            f"newest is {saved.position(consumed - 1)}); write ranges after it, or start another run.name from an "
-            "earlier checkpoint."
+            f"newest is {newest}); write ranges after it, or start another run.name from an earlier checkpoint."
         )
     return joined

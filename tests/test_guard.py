@@ -8,6 +8,8 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.guard import _joined
+from engine.stability.actions import ROLLBACK, Action
+from engine.stability.ledger import NOTE, Ledger
 from engine.stability.skips import Skips
 from tests.ranks import run_ranks
 from tests.system.runs import corpus
@@ -22,11 +24,23 @@ def test_data_can_be_passed_over_only_ahead_of_what_was_trained_on() -> None:
     with pytest.raises(ConfigError, match=r"data\.skip=\[\[20, 24\]\] names samples .* \(the newest is 23\); write"):
         _joined(saved, Skips(dropped=((20, 24),)), 20)
     assert _joined(saved, Skips(dropped=((24, 25),)), 20).dropped == ((4, 8), (24, 25))
+    done = [Action(ROLLBACK, 3, first=6, stop=16, to=1)]  # passed over 10 to 19: the newest is 33
+    with pytest.raises(ConfigError, match=r"\(the newest is 33\)"):
+        _joined(saved, Skips(dropped=((30, 32),)), 20, done)
+    assert _joined(saved, Skips(dropped=((34, 40),)), 20, done).dropped == ((4, 8), (34, 40))
 
 
-def test_a_ledger_that_lost_records_the_checkpoint_knows_of_is_refused(tmp_path: Path) -> None:
+def test_a_ledger_that_is_not_the_one_the_checkpoint_knows_is_refused(tmp_path: Path) -> None:
     corpus(tmp_path)
     run_ranks(1, train_here, settings(tmp_path, "run"), range(60 * BATCH, 64 * BATCH))
-    (tmp_path / "run" / "ledger.jsonl").unlink()
+    path = tmp_path / "run" / "ledger.jsonl"
+    path.unlink()
+    other = Ledger(path)
+    other.append(NOTE, {})
+    other.append(NOTE, {})
+    other.close()
+    with pytest.raises(AssertionError, match=r"is not the ledger of the checkpoint that is continued; put back"):
+        run_ranks(1, train_here, settings(tmp_path, "run", train={"steps": 110}))
+    path.unlink()
     with pytest.raises(AssertionError, match=r"holds 0 records, but the checkpoint that is continued knows of 2; put"):
         run_ranks(1, train_here, settings(tmp_path, "run", train={"steps": 110}))

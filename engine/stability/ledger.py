@@ -37,6 +37,11 @@ class Record:
     previous: str  # sha256 of the line before
     line: bytes  # as it stands in the file, without its end of line
 
+    @property
+    def hash(self) -> str:
+        """The sha256 of the line, which the next one holds."""
+        return hashlib.sha256(self.line).hexdigest()
+
 
 class Chain:
     """The records known so far, each held to the one before it. Equal on all ranks that are given the same lines."""
@@ -48,7 +53,7 @@ class Chain:
     @property
     def tip(self) -> str:
         """The sha256 of the last line, which the next one must hold."""
-        return hashlib.sha256(self.records[-1].line).hexdigest() if self.records else _START
+        return self.records[-1].hash if self.records else _START
 
     def add(self, line: bytes) -> Record:
         """Take a line up; LedgerError when it is not the one that follows."""
