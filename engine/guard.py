@@ -27,6 +27,7 @@ from engine.stability.actions import (
     STOP,
     Action,
     actions,
+    check_intents,
     news_at,
     rate_factors,
     rewarms_at,
@@ -62,6 +63,7 @@ class Guard:
         if self._ledger is None:
             for line in lines.split(b"\n") if lines else []:
                 self._chain.add(line)
+        check_intents(self._chain)
 
     # -- the state that goes back with a rollback --------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from engine.checkpoint.reader import Checkpoint, open_checkpoint, read_manifest
 from engine.config import Config
 from engine.errors import CheckpointError, ConfigError
 from engine.monitor import attempts
-from engine.stability.actions import ROLLBACK, Action
+from engine.stability.actions import ROLLBACK, Action, check_intents
 from engine.stability.ledger import INTENT, Record, read_ledger
 
 COMPARED = ("loss", "grad_norm", "lr", "consumed_samples", "skipped")
@@ -83,7 +83,9 @@ def read_config(run: Path, step: int) -> Config:
 
 def records_of(run: Path, timeline: int | None) -> list[Record]:
     """Return the records of the ledger before rollback number `timeline` was decided; all when None."""
-    records = read_ledger(run / "ledger.jsonl")[0].records
+    chain = read_ledger(run / "ledger.jsonl")[0]
+    check_intents(chain)
+    records = chain.records
     if timeline is None:
         return records
     places = [place for place, record in enumerate(records) if _goes_back(record)]

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.stability.ledger import INTENT, Record
+from engine.errors import LedgerError
+from engine.stability.ledger import INTENT, Chain, Record
 from engine.stability.signals import Verdict
 from engine.stability.skips import Skips
 
@@ -48,6 +49,31 @@ class Action:
     def from_plain(plain: dict[str, Any]) -> Action:
         """Return what `to_plain` was given."""
         return Action(**plain)
+
+
+def check_intents(chain: Chain) -> None:
+    """Raise LedgerError for a decision that cannot be carried out here, such as one that a later version wrote."""
+    for record in chain.records:
+        if record.kind == INTENT and not _is_intent(record.body):
+            raise LedgerError(
+                f"{chain.name}: line {record.seq + 1} is no decision that this version knows; go on with the version "
+                "that wrote it, or write another run.name."
+            )
+
+
+def _is_intent(body: dict[str, Any]) -> bool:
+    try:
+        action, verdict = Action.from_plain(body["action"]), Verdict.from_plain(body["verdict"])
+    except (KeyError, TypeError):
+        return False
+    whole = [action.step, action.onset, action.to, action.first, action.stop, action.rewarm, verdict.onset]
+    whole += [number for number in (action.planned, action.hold) if number is not None]
+    return (
+        action.kind in (ROLLBACK, LOWER, STOP)
+        and all(type(number) is int for number in whole)
+        and all(type(factor) in (int, float) for factor in (action.lr_factor, action.clip_factor))
+        and isinstance(verdict.evidence, dict)
+    )
 
 
 def actions(records: Sequence[Record]) -> list[Action]:

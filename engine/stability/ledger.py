@@ -59,7 +59,7 @@ class Chain:
         """Take a line up; LedgerError when it is not the one that follows."""
         try:
             record = _decode(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise self._refuse("is damaged") from None
         if record.seq != len(self.records) or record.previous != self.tip:
             raise self._refuse("does not follow from the lines before it")
@@ -166,6 +166,8 @@ def _decode(line: bytes) -> Record:
     if seal != _SEAL + hashlib.sha256(content).hexdigest().encode() + b'"}':
         raise ValueError("the line's own sha256 does not match")
     fields = json.loads(content)
+    if fields["kind"] not in (NOTE, INTENT, COMMIT) or not isinstance(fields["body"], dict):
+        raise ValueError("no record of ours")
     return Record(int(fields["seq"]), fields["time"], fields["kind"], fields["body"], fields["previous"], line)
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engine.errors import LedgerError
 from engine.stability.actions import (
     LOWER,
     ROLLBACK,
+    SKIP,
     STOP,
     Action,
     actions,
+    check_intents,
     news_at,
     rate_factors,
     rewarms_at,
     skips_after,
 )
-from engine.stability.ledger import COMMIT, INTENT, NOTE, Ledger, read_ledger
+from engine.stability.ledger import COMMIT, INTENT, NOTE, Chain, Ledger, _encode, read_ledger
 from engine.stability.signals import ROLLBACK as BACK_TO
 from engine.stability.signals import Verdict
 from engine.stability.skips import Skips
@@ -84,3 +88,20 @@ def test_what_states_have_to_be_told(tmp_path: Path) -> None:
     assert {step: verdict.onset for step, verdict in news.items() if verdict} == {80: 151, 200: 260}
     assert news_at(80, 4, records) is None
     assert news_at(100, 0, records[:2]) == Verdict(BACK_TO, onset=150)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"action": Action(ROLLBACK, 5, to=2).to_plain()},
+        {"action": Action(SKIP, 5).to_plain(), "verdict": Verdict().to_plain()},
+        {"action": {**Action(ROLLBACK, 5, to=2).to_plain(), "stop": "9"}, "verdict": Verdict().to_plain()},
+        {"action": {**Action(ROLLBACK, 5, to=2).to_plain(), "later": 1}, "verdict": Verdict().to_plain()},
+    ],
+)
+def test_a_decision_of_another_version_is_refused_in_one_line(body: dict[str, Any]) -> None:
+    chain = Chain()
+    chain.add(_encode(0, 0.0, INTENT, body, chain.tip))
+    with pytest.raises(LedgerError, match=r"ledger\.jsonl: line 1 is no decision that this version knows; go on"):
+        check_intents(chain)

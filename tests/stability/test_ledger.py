@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import DiskError, LedgerError
-from engine.stability.ledger import COMMIT, INTENT, NOTE, Chain, Ledger, read_ledger
+from engine.stability.ledger import COMMIT, INTENT, NOTE, Chain, Ledger, _encode, read_ledger
 
 
 @pytest.fixture
@@ -154,3 +155,12 @@ def test_a_full_disk_leaves_no_part_of_a_record(path: Path, monkeypatch: pytest.
     last = ledger.append(NOTE, {"text": "after"})
     ledger.close()
     assert read_ledger(path)[0].records == [first, last]
+
+
+def test_what_is_sealed_and_no_record_is_refused() -> None:
+    deep = _encode(0, 0.0, NOTE, {"text": "@"}, Chain().tip).replace(b'"@"', b"[" * 100_000 + b"]" * 100_000)
+    content = deep[: -(len(b',"sha256":""}') + 64)] + b"}"
+    deep = content[:-1] + b',"sha256":"' + hashlib.sha256(content).hexdigest().encode() + b'"}'
+    for line in (_encode(0, 0.0, "whim", {}, Chain().tip), _encode(0, 0.0, NOTE, [], Chain().tip), deep):  # type: ignore[arg-type]
+        with pytest.raises(LedgerError, match="line 1 is damaged"):
+            Chain().add(line)
