@@ -103,6 +103,7 @@ class States:
         self.report_saves()
         self._abandon(action)
         self.guard.commit()
+        self.monitor.end(self.step)  # whatever comes next, a person has to begin it
         raise StabilityStop(action.reason)
 
     def _abandon(self, action: Action) -> None:

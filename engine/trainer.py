@@ -258,13 +258,11 @@ class Trainer:
         verdict = self.guard.watch.observe(signals)
         if verdict.kind == GO_BACK:  # before data are blamed
             verdict = self._find_drift() or verdict
-        action = self.guard.decide(step, verdict, states.available)
+        action = self._decide(step, verdict)
         elapsed, scale = time.perf_counter() - begin, states.scaler.scale
         batch = global_batch(states.consumed, config.train)
         if action.kind != ROLLBACK:
             states.advance(batch, overflow=not signals.finite)
-        if verdict.reason:
-            self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}", ERROR if action.kind == STOP else INFO)
         consumed = states.consumed if action.kind != ROLLBACK else states.consumed + batch
         self.monitor.log(
             step + 1,
@@ -284,6 +282,13 @@ class Trainer:
             },
         )
         return values, action
+
+    def _decide(self, step: int, verdict: Verdict) -> Action:
+        """Return what a verdict leads to, which is on record then, and tell of it."""
+        action = self.guard.decide(step, verdict, self.states.available)
+        if verdict.reason:
+            self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}", ERROR if action.kind == STOP else INFO)
+        return action
 
     def _compute(self, micro_batches: list[MicroBatch], lr: float, clip: float, stop: StopRequest) -> StepValues:
         """Run the step, twice where it is suspicious or its turn has come: bits that differ are a machine's fault."""
@@ -354,8 +359,7 @@ class Trainer:
         verdict = self._find_drift()
         if verdict is None:
             return False
-        action = self.guard.decide(step, verdict, self.states.available)
-        self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}", ERROR if action.kind == STOP else INFO)
+        action = self._decide(step, verdict)
         if action.kind == STOP:
             self.states.give_up(action)
         self._go_back(action)

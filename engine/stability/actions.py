@@ -54,26 +54,28 @@ class Action:
 def check_intents(chain: Chain) -> None:
     """Raise LedgerError for a decision that cannot be carried out here, such as one that a later version wrote."""
     for record in chain.records:
-        if record.kind == INTENT and not _is_intent(record.body):
+        if record.kind == INTENT and action_of(record) is None:
             raise LedgerError(
                 f"{chain.name}: line {record.seq + 1} is no decision that this version knows; go on with the version "
                 "that wrote it, or write another run.name."
             )
 
 
-def _is_intent(body: dict[str, Any]) -> bool:
+def action_of(intent: Record) -> Action | None:
+    """Return the decision of an intent; None where another version wrote it in a way of its own."""
     try:
-        action, verdict = Action.from_plain(body["action"]), Verdict.from_plain(body["verdict"])
+        action, verdict = Action.from_plain(intent.body["action"]), Verdict.from_plain(intent.body["verdict"])
     except (KeyError, TypeError):
-        return False
-    whole = [action.step, action.onset, action.to, action.first, action.stop, action.rewarm, verdict.onset]
-    whole += [number for number in (action.planned, action.hold) if number is not None]
-    return (
+        return None
+    counts = [action.step, action.onset, action.to, action.first, action.stop, action.rewarm, verdict.onset]
+    counts += [count for count in (action.planned, action.hold) if count is not None]
+    is_sound = (
         action.kind in (ROLLBACK, LOWER, STOP)
-        and all(type(number) is int for number in whole)
+        and all(type(count) is int for count in counts)
         and all(type(factor) in (int, float) for factor in (action.lr_factor, action.clip_factor))
         and isinstance(verdict.evidence, dict)
     )
+    return action if is_sound else None
 
 
 def actions(records: Sequence[Record]) -> list[Action]:

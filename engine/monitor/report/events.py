@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.monitor.report.table import Table
-from engine.stability.actions import LOWER, ROLLBACK, STOP, Action
+from engine.stability.actions import LOWER, ROLLBACK, STOP, Action, action_of
 from engine.stability.ledger import COMMIT, INTENT, NOTE, Record
 
 START, AGAIN = "start", "again"
@@ -46,22 +46,10 @@ def entries(records: Sequence[Record]) -> list[Entry]:
     for record in records:
         if record.kind == COMMIT:
             continue
-        action = _action(record) if record.kind == INTENT else None
+        action = action_of(record) if record.kind == INTENT else None
         text = ", ".join(f"{key}: {value}" for key, value in record.body.items()) if action is None else action.reason
         found.append(Entry(record.seq, record.time, action, text, record.kind == NOTE or record.seq in done))
     return found
-
-
-def _action(record: Record) -> Action | None:
-    """Return the decision of an intent; None where another version of the engine wrote it in a way of its own."""
-    try:
-        action = Action.from_plain(record.body["action"])
-    except (KeyError, TypeError):
-        return None
-    counts = (action.step, action.onset, action.to, action.first, action.stop)
-    factors = (action.lr_factor, action.clip_factor)
-    sound = all(isinstance(count, int) for count in counts) and all(isinstance(x, (int, float)) for x in factors)
-    return action if sound else None
 
 
 def find_events(ledger: Sequence[Entry], starts: Sequence[Mapping[str, Any]], left: Sequence[Table]) -> list[Event]:
