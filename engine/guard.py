@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.checkpoint.memory import HostStates
 from engine.config import Config
-from engine.errors import ConfigError, LedgerError
+from engine.errors import CheckpointError, ConfigError, LedgerError
 from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 from engine.mesh import Mesh
@@ -110,11 +110,16 @@ class Guard:
         self._forget()
         if plain is None:
             return
-        self.watch.load(plain["watch"])
-        self.troubles = [int(step) for step in plain["troubles"]]
-        self._known = int(plain["known"]) if own else 0
+        try:
+            self.watch.load(plain["watch"])
+            self.troubles = [int(step) for step in plain["troubles"]]
+            self._known = int(plain["known"]) if own else 0
+            saved = Skips.from_plain(plain["given" if own else "skips"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"the checkpoint that is continued does not say what was watched ({error!r}); go on from another one."
+            ) from None
         self._check_ledger(plain.get("tip"))
-        saved = Skips.from_plain(plain["given" if own else "skips"])
         self._given = _joined(saved, self._given, consumed, self.done)
         self._refresh()
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from engine.errors import ConfigError
+from engine.config import Config
+from engine.device import Device
+from engine.errors import CheckpointError, ConfigError
 from engine.guard import _joined
 from engine.stability.actions import ROLLBACK, Action
 from engine.stability.ledger import NOTE, Ledger
 from engine.stability.skips import Skips
+from engine.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.system.runs import corpus
 from tests.voyages import BATCH, settings, train_here
@@ -44,3 +49,23 @@ def test_a_ledger_that_is_not_the_one_the_checkpoint_knows_is_refused(tmp_path: 
     path.unlink()
     with pytest.raises(AssertionError, match=r"holds 0 records, but the checkpoint that is continued knows of 2; put"):
         run_ranks(1, train_here, settings(tmp_path, "run", train={"steps": 110}))
+
+
+def restore_here(rank: int, world: int, config: Config, changes: list[dict[str, Any]]) -> list[str]:
+    """Return what is said of states that hold something else."""
+    trainer = Trainer(config, Device(torch.device("cpu"), "gloo"))
+    said = []
+    for change in changes:
+        with pytest.raises(CheckpointError) as refused:
+            trainer.guard.restore({**trainer.guard.state(), **change}, 0, own=True)
+        said.append(str(refused.value))
+    trainer.close()
+    return said
+
+
+def test_a_state_that_says_something_else_is_refused_in_one_line(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    changes: list[dict[str, Any]] = [{"watch": 3}, {"watch": {}}, {"troubles": ["x"]}, {"known": None}, {"given": {}}]
+    (said,) = run_ranks(1, restore_here, settings(tmp_path, "run"), changes)
+    assert len(said) == 5
+    assert all("does not say what was watched" in text and "\n" not in text for text in said)
