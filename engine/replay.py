@@ -76,6 +76,8 @@ def read_config(run: Path, step: int) -> Config:
         raise CheckpointError(f"{run} holds no checkpoint to take the configuration from; name a run folder that does.")
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), manifest.meta["config"]))
     assert isinstance(config, Config)
+    if step > config.train.steps:
+        raise ConfigError(f"step={step} is behind the end of the run, train.steps={config.train.steps}.")
     parallel = config.parallel
     parallel.dp = int(manifest.meta["world"]) // (parallel.tp * parallel.pp * parallel.cp)
     return config

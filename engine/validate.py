@@ -262,6 +262,9 @@ def _check_ramp(config: Config) -> None:
 # -- data, optimizer, precision, run ---------------------------------------------------------------------------
 
 
+_MOST_SAMPLES = 1 << 48
+
+
 def _check_data(config: Config) -> None:
     d = config.data
     if not d.paths and d.format not in ("auto", "builtin"):
@@ -281,6 +284,8 @@ def _check_data(config: Config) -> None:
     for piece in d.skip:
         if not (isinstance(piece, list) and len(piece) == 2 and all(type(end) is int for end in piece)):
             raise ConfigError(f"data.skip: {piece!r} is not a range; write data.skip=[[FIRST,STOP],...] in samples.")
+        if piece[1] > _MOST_SAMPLES:
+            raise ConfigError(f"data.skip: {piece[1]} is more than any run has; write at most {_MOST_SAMPLES}.")
         if not 0 <= piece[0] < piece[1]:
             raise ConfigError(
                 f"data.skip: [{piece[0]},{piece[1]}] holds no samples; write the first "

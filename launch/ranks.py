@@ -116,12 +116,16 @@ def _hang_reported(reports: str) -> bool:
     return False
 
 
-def _progress(folder: Path | None) -> int:
-    """Return how far a run has come: the newest step that was saved, or begun by all of its ranks."""
+def _progress(folder: Path | None) -> tuple[int, int]:
+    """Return how far a run has come: its decisions, a rollback is progress too, then the newest step that was saved,
+    or begun by all of its ranks."""
     if folder is None:
-        return -1
+        return -1, -1
+    decided = 0
+    with contextlib.suppress(OSError):
+        decided = (folder / "ledger.jsonl").read_bytes().count(b',"kind":"commit",')
     begun = min((record.step for record in read_records(folder)), default=0)
-    return max([begun, *saved_steps(folder / "checkpoints")[:1]])
+    return decided, max([begun, *saved_steps(folder / "checkpoints")[:1]])
 
 
 def _refuse_restart(code: int, stuck: int, attempt: int, max_restarts: int) -> str | None:

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from engine.config import Config
 from engine.device import Device
+from engine.errors import ConfigError
 from engine.replay import compare, prepare, read_config, rows
 from engine.trainer import StopRequest, Trainer
 from tests.ranks import run_ranks
@@ -45,3 +47,5 @@ def test_the_step_that_was_gone_back_from_is_replayed_as_it_was(tmp_path: Path) 
     assert sorted(rows(plan.scratch, 0)) == list(range(plan.begin + 1, action.step + 2))
     assert decided(tmp_path, "scratch") == []
     assert read_config(tmp_path / "run", 82).optim.lr == 1e-3
+    with pytest.raises(ConfigError, match=r"step=83 is behind the end of the run, train\.steps=82"):
+        read_config(tmp_path / "run", 83)

@@ -64,6 +64,7 @@ RULES: list[tuple[str, int | None, tuple[str, ...]]] = [
     ("data.format=jsonl", None, ("data.format=jsonl", "data.paths")),
     ("data.format=builtin data.paths=[a.txt]", None, ("data.format=builtin", "data.paths")),
     ("data.split=[1,2]", None, ("data.split", "[969,30,1]")),
+    ("data.skip=[[0,4611686018427387904]]", None, ("data.skip: 4611686018427387904", "at most 281474976710656")),
     ("data.split=[0,1,1]", None, ("data.split", "[969,30,1]")),
     ("optim.min_lr=1", None, ("optim.min_lr=1", "optim.lr=0.0003")),
     ("optim.lr=0", None, ("optim.lr=0",)),

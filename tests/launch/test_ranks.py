@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.ranks import _refuse_restart
+from engine.stability.ledger import COMMIT, INTENT, Ledger
+from launch.ranks import _progress, _refuse_restart
 from tests.launch.processes import REPO, environment
 
 LAUNCHER = str(REPO / "tests" / "launch" / "toy_launcher.py")
@@ -99,6 +100,18 @@ def test_ranks_start_again_only_while_that_may_help(code: int, stuck: int, attem
     """A death is given a second try even without progress, a bug is not."""
     refusal = _refuse_restart(code, stuck, attempt, max_restarts=3)
     assert (refusal is None) == restarts
+
+
+def test_a_rollback_is_progress_too(tmp_path: Path) -> None:
+    """A run that went back 50 steps and died after 20 of them has not stood still."""
+    (tmp_path / "checkpoints" / "step_00000090").mkdir(parents=True)
+    before = _progress(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(COMMIT, {"intent": ledger.append(INTENT, {}).seq})
+    ledger.close()
+    (tmp_path / "checkpoints" / "step_00000090").rename(tmp_path / "checkpoints" / "step_00000060")
+    assert before == (0, 90)
+    assert _progress(tmp_path) == (1, 60) > before
 
 
 @pytest.mark.parametrize(("what", "code"), [("mistake-of-one", 2), ("ladder", 17)])
