@@ -22,6 +22,7 @@ from engine.mesh import Mesh
 from engine.optim.schedules import plan
 from engine.parallel.collectives import broadcast_bytes
 from engine.stability.actions import (
+    GO_ON,
     LOWER,
     ROLLBACK,
     STOP,
@@ -150,8 +151,9 @@ class Guard:
         What changes the run is in the ledger when this returns, as an intent. `states()` are what could be gone back
         to, asked for on the rank that writes.
         """
-        if verdict.kind != OK:
-            self.troubles.append(step)
+        if verdict.kind == OK:
+            return Action(GO_ON, step)
+        self.troubles.append(step)
         if verdict.kind != GO_BACK:  # nothing but the verdict matters: every rank comes to the same
             return self._choose(step, verdict, ())
         FLIGHT.phase(phases.ROLLBACK_INTENT)
@@ -171,7 +173,7 @@ class Guard:
         return self.done[-1]
 
     def _choose(self, step: int, verdict: Verdict, states: Sequence[Snapshot]) -> Action:
-        return decide(self.done, step, verdict, states, self.policy, self._consumed_at, self._planned())
+        return decide(self.done, step, verdict, states, self.policy, self._consumed_at, self._planned)
 
     def _consumed_at(self, state: Snapshot, step: int) -> int:
         """Return the samples trained before `step` by a run that goes on from `state`."""

@@ -113,7 +113,13 @@ class Run:
     def _decide(self, step: int, verdict: Verdict, done: list[Action]) -> Action:
         fit = [0, *self.disk]
         return decide(
-            done, step, verdict, map(Snapshot, fit), self.policy, lambda _, trained: trained * BATCH, STEPS * BATCH
+            done,
+            step,
+            verdict,
+            map(Snapshot, fit),
+            self.policy,
+            lambda _, trained: trained * BATCH,
+            lambda: STEPS * BATCH,
         )
 
     def _positions(self, step: int, done: list[Action]) -> list[int]:
