@@ -36,6 +36,8 @@ bench: setup
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.matrix
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.files
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.spikes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.alarms
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.prevention
 
 lint: setup

@@ -22,6 +22,7 @@ from engine.mesh import Mesh
 from engine.optim.schedules import plan
 from engine.parallel.collectives import broadcast_bytes
 from engine.stability.actions import (
+    GO_ON,
     LOWER,
     ROLLBACK,
     STOP,
@@ -168,8 +169,9 @@ class Guard:
         What changes the run is in the ledger when this returns, as an intent. `states()` are what could be gone back
         to, asked for on the rank that writes.
         """
-        if verdict.kind != OK:
-            self.troubles.append(step)
+        if verdict.kind == OK:
+            return Action(GO_ON, step)
+        self.troubles.append(step)
         if verdict.kind != GO_BACK:  # nothing but the verdict matters: every rank comes to the same
             return self._choose(step, verdict, ())
         FLIGHT.phase(phases.ROLLBACK_INTENT)
@@ -189,9 +191,7 @@ class Guard:
         return self.done[-1]
 
     def _choose(self, step: int, verdict: Verdict, states: Sequence[Snapshot]) -> Action:
-        newest = max(states, key=lambda state: state.step, default=Snapshot(0))
-        planned = self._consumed_at(newest, self.config.train.steps)
-        return decide(self.done, step, verdict, states, self.policy, self._consumed_at, planned)
+        return decide(self.done, step, verdict, states, self.policy, self._consumed_at, lambda: self._planned(states))
 
     def _consumed_at(self, state: Snapshot, step: int) -> int:
         """Return the samples trained before `step` by a run that goes on from `state`."""
@@ -199,6 +199,11 @@ class Guard:
         for begin, batch in plan(state.consumed, step - state.step, self.config.train):
             consumed = begin + batch
         return consumed
+
+    def _planned(self, states: Sequence[Snapshot]) -> int:
+        """Return the samples of the whole run, as it is: `states` may know of another beginning, or another batch."""
+        newest = max(states, key=lambda state: state.step, default=Snapshot(0))
+        return self._consumed_at(newest, self.config.train.steps)
 
     # -- the ledger --------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 // A row is read from memory once; the passes over it find it in the first-level cache.
 #include "norm.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace trimaran {
@@ -46,13 +47,19 @@ TRIMARAN_INLINE void layer_forward(const NormForward<T>& n, int64_t begin, int64
   for (int64_t row = begin; row < end; ++row) {
     const T* x = row_of(n, row);
     T* y = n.y + row * h;
-    W sum = 0, squares = 0;
+    W sum = 0, squares = 0, rest = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < h; ++i) sum += widen(x[i]);
-    const W mean = sum / W(h);
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < h; ++i) squares += (widen(x[i]) - mean) * (widen(x[i]) - mean);
-    const W rstd = W(1) / std::sqrt(squares / W(h) + W(n.eps));
+    const W near = sum / W(h);
+#pragma omp simd reduction(+ : squares, rest)
+    for (int64_t i = 0; i < h; ++i) {
+      const W off = widen(x[i]) - near;
+      squares += off * off;
+      rest += off;
+    }
+    // A sum of values far from zero is rounded in large steps: what it missed is what the differences leave.
+    const W shift = rest / W(h), mean = near + shift;
+    const W rstd = W(1) / std::sqrt(std::max(squares / W(h) - shift * shift, W(0)) + W(n.eps));
     n.mean[row] = mean;
     n.rstd[row] = rstd;
     if (bias == nullptr) {

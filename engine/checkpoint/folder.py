@@ -7,6 +7,7 @@ one into another, so a crash at any moment leaves either the old checkpoint or t
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -39,7 +40,7 @@ def shard_name(rank: int) -> str:
 
 def saved_steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in `folder`, newest first; none where there is no folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also where no such name can be, which Path.is_dir answers with an error
         return []
     found = [_WHOLE.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()]
     return sorted((int(match[1]) for match in found if match), reverse=True)

@@ -27,7 +27,6 @@ from engine.errors import CheckpointError
 from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 
-_CLOSE_S = 30.0
 _MARGIN = 1.2  # free space wanted before a save, in checkpoints
 
 

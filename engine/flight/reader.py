@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ class RankRecord:
 def read_records(folder: Path) -> list[RankRecord]:
     """Return the records in a run's `folder` by rank; those of an attempt before the newest are left out."""
     found = []
+    if not os.path.isdir(folder):  # also where no such name can be, which Path.is_dir answers with an error
+        return []
     for path in sorted((folder / "flight").glob("rank-?????.txt")):
         record = _parse(path.read_bytes())
         if record is not None:

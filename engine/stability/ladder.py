@@ -37,12 +37,12 @@ def decide(
     snapshots: Iterable[Snapshot],
     policy: StabilityConfig,
     consumed_at: Callable[[Snapshot, int], int],
-    planned: int = 0,
+    planned: Callable[[], int] = lambda: 0,
 ) -> Action:
     """Return what to do about the verdict on trained step `step`, after the decisions `done`.
 
     `consumed_at(state, s)` is the number of samples that a run from `state` on has trained before trained step s;
-    `planned` those of the whole run, to whose end data are put off.
+    `planned()` those of the whole run, to whose end data are put off.
     """
     if verdict.kind == OK:
         return Action(GO_ON, step)
@@ -77,7 +77,7 @@ def decide(
         return action
     return replace(
         action, first=consumed_at(target, first), stop=consumed_at(target, stop),
-        planned=planned if policy.skip == "defer" else None,
+        planned=planned() if policy.skip == "defer" else None,
     )  # fmt: skip
 
 

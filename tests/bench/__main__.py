@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.ranks import ALLOCATOR
-from tests.bench import saving, second_start
+from tests.bench import saving, second_start, watching
 from tests.bench.kernels.case import COLUMNS as KERNEL_COLUMNS
 from tests.bench.kernels.measure import kernel_rows
 from tests.bench.memory import memory_rows
@@ -73,6 +73,12 @@ def save_rows(layout: Layout, sizes: Sizes, plan: Plan) -> list[Row]:
     ]
 
 
+def watched_rows(layout: Layout, sizes: Sizes, plan: Plan) -> list[Row]:
+    """Compare healthy steps with everything of stability on and off."""
+    pairs = run_ranks(layout.world, watching.watched, layout, sizes, plan, timeout=TIMEOUT_S)[0]
+    return [timed_row(f"a healthy step, watched, {layout.name}", "not watched", pairs)]
+
+
 def measurements(sizes: Sizes, plan: Plan, documents: int) -> Mapping[str, Callable[[], list[Row]]]:
     """Return every measurement by name, in the order of the table."""
     compared = layouts(sizes.samples)
@@ -82,6 +88,7 @@ def measurements(sizes: Sizes, plan: Plan, documents: int) -> Mapping[str, Calla
         "memory": partial(memory_rows, one, sizes),
         "products": partial(products_rows, one, sizes),
         "save": partial(save_rows, one, sizes, plan),
+        "watched": partial(watched_rows, one, sizes, plan),
         "start": partial(start_rows, documents, sizes, plan),
     }
 

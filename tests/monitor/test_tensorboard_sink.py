@@ -74,7 +74,7 @@ def test_a_run_and_its_resumption(tmp_path: Path) -> None:
         monitor = Monitor(config, tmp_path, is_writer=True)
         monitor.begin(begin, 400)
         monitor.log(begin + 1, step_values(loss=2.5, grad_norm=math.nan, lr=1e300))
-        monitor.log_validation(begin + 1, 2.25)
+        monitor.log_validation(begin + 1, 2.25, 0.5)
         monitor.close()
     found = list(events(tmp_path))
     assert found[0][3] == b"brain.Event:2"

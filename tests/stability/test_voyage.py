@@ -119,7 +119,7 @@ class Run:
             [Snapshot(old, is_start=old == 0) for old in fit],
             self.policy,
             lambda _, trained: trained * BATCH,
-            STEPS * BATCH,
+            lambda: STEPS * BATCH,
         )
 
     def _positions(self, step: int, done: list[Action]) -> list[int]:
