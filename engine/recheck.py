@@ -25,13 +25,13 @@ class Finding:
 
     ranks: tuple[int, ...]  # that computed differently; empty when both executions agree, or nobody can be named
     agree: bool  # the two executions, bit by bit
-    repeats: bool = True  # a third execution agreed with the second
+    repeats: bool = True  # a third execution agreed with one of them
 
     def describe(self) -> str:
         """Return a phrase that names the ranks."""
         who = " and ".join(f"rank {rank}" for rank in self.ranks) or "a rank that cannot be told"
         if self.repeats:
-            return f"{who} had computed wrongly: computed again, the step came out otherwise, twice alike"
+            return f"{who} had computed wrongly: of three executions of the step, two are alike"
         return f"{who} computes the same step differently each time: its machine is faulty, or a kernel is not exact"
 
 
@@ -50,8 +50,11 @@ def recheck(
     if agree:
         return second, Finding((), True)
     third = again()
-    others, repeats = _compare(second, third, after, fingerprint(), world, dp)
-    return third, Finding(tuple(sorted({*ranks, *others})), False, repeats)
+    last = fingerprint()
+    others, repeats = _compare(second, third, after, last, world, dp)
+    if not repeats:  # then the second may have been the wrong one
+        repeats = _compare(first, third, before, last, world, dp)[1]
+    return third, Finding(ranks if repeats else tuple(sorted({*ranks, *others})), False, repeats)
 
 
 def _compare(

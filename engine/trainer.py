@@ -6,26 +6,17 @@ from the newest whole checkpoint, on whatever layout it is given now.
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
-import signal
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch.distributed as dist
 
-from engine.checkpoint.lock import FolderLock
 from engine.checkpoint.reader import Checkpoint
 from engine.config import Config
-from engine.data.batch import MicroBatch
 from engine.data.build import build_data
 from engine.data.loader import Loader, validation_batches
 from engine.device import Device, local_rank, set_threads
-from engine.errors import CheckpointError, explained
 from engine.faults.rehearsal import rehearse
 from engine.flight import phases
 from engine.flight.failures import ECHO, HANG, Hang, describe_hang, kind_of
@@ -33,6 +24,7 @@ from engine.flight.recorder import FLIGHT
 from engine.flight.stragglers import Stragglers
 from engine.flight.watchdog import OnHang, Watchdog, dump_stacks
 from engine.guard import Guard, signals_of
+from engine.machines import Machines
 from engine.mesh import HANG_GRACE_S, Mesh, join_world
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
@@ -41,13 +33,13 @@ from engine.monitor.monitor import Monitor
 from engine.monitor.pipeline_times import PipelineTimes
 from engine.ops import backend
 from engine.optim.schedules import global_batch, learning_rate, plan
-from engine.parallel.drift import drifted_ranks
-from engine.recheck import recheck
+from engine.run_folder import RunFolder
 from engine.stability.actions import LOWER, ROLLBACK, STOP, Action
 from engine.stability.signals import DRIFT, Verdict
 from engine.stability.signals import ROLLBACK as GO_BACK
 from engine.states import States
-from engine.step import Gradients, Stepper, StepValues
+from engine.step import Stepper, StepValues
+from engine.stop_request import StopRequest
 from engine.validate import resolve_dp, validate
 
 _LOST_PEER_S = 3.0
@@ -81,28 +73,6 @@ def train(config: Config, until: int | None = None, on_hang: OnHang = _leave) ->
         dist.destroy_process_group()
 
 
-class StopRequest:
-    """Set by Ctrl-C, SIGTERM or SIGUSR1: finish the step, save, leave. A second Ctrl-C ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
 class Trainer:
     """A run in progress on this rank."""
 
@@ -113,10 +83,8 @@ class Trainer:
         dp = resolve_dp(config, dist.get_world_size())
         self.mesh = Mesh(pp=parallel.pp, dp=dp, cp=parallel.cp, tp=parallel.tp, device=device)
         self.is_writer = self.mesh.world.is_first
-        self.folder = Path(config.run.root) / config.run.name
-        with self._in_folder():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = FolderLock(self.folder) if self.is_writer else None
+        self.run_folder = RunFolder(Path(config.run.root) / config.run.name, is_writer=self.is_writer)
+        self.folder = self.run_folder.path
         self.monitor = Monitor(config, self.folder, is_writer=self.is_writer)
         self.watchdog = self._open_record(on_hang)
         backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
@@ -137,7 +105,7 @@ class Trainer:
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.stragglers = Stragglers(config.monitor.straggler_factor)
         self.lost_peer = False
-        self.last_equal = 0  # the newest step at which copies of weights were found to be equal
+        self.machines = Machines(config, self.mesh, self.stepper, self.guard, self.monitor)
 
     def _open_record(self, on_hang: OnHang) -> Watchdog:
         """Keep the flight record in the run folder, once the lock says that it is ours."""
@@ -157,28 +125,11 @@ class Trainer:
     def start(self) -> None:
         """Load the newest checkpoint or draw fresh weights, and say what is about to run."""
         checkpoint = self.states.begin()
-        self.last_equal = self.states.step
+        self.machines.last_equal = self.states.step
         if self.is_writer and self.data.tokenizer_file is not None:
-            with self._in_folder():
-                self._keep_tokenizer(self.data.tokenizer_file, continues=checkpoint is not None)
+            with self.run_folder.explained():
+                self.run_folder.keep_tokenizer(self.data.tokenizer_file, continues=checkpoint is not None)
         self._introduce(checkpoint)
-
-    def _keep_tokenizer(self, file: Path, *, continues: bool) -> None:
-        """Copy the tokenizer into the run folder, where what is trained on must not change under a run."""
-        kept = self.folder / "tokenizer.json"
-        if continues and kept.exists() and kept.read_bytes() != file.read_bytes():
-            raise CheckpointError(
-                f"{self.folder} was trained with another tokenizer than {file}; write data.tokenizer={kept}, or "
-                "another run.name to start afresh."
-            )
-        if file.resolve() != kept.resolve():
-            shutil.copyfile(file, kept)
-
-    def _in_folder(self) -> AbstractContextManager[None]:
-        """Answer a run folder that cannot be written with one line; once training, only saves tell of it."""
-        return explained(
-            f"the run folder {self.folder} cannot be written", "make room there, or write another run.name or run.root"
-        )
 
     def _introduce(self, checkpoint: Checkpoint | None) -> None:
         config, parameters = self.config, count_parameters(self.config.model, self.data.vocab)
@@ -201,7 +152,7 @@ class Trainer:
         if states.step >= steps:
             self.monitor.event(f"nothing left to do: step {states.step} of {steps} is done")
             return 0
-        with self._in_folder():
+        with self.run_folder.explained():
             self.monitor.begin(states.step, steps, self.guard.timeline, FLIGHT.born)
         asked = False
         while states.step < steps and not asked:
@@ -249,15 +200,18 @@ class Trainer:
         self.guard.begin(step)
         rate, clip = self.guard.factors(step)
         lr = rate * learning_rate(step, config.optim, config.train.steps)
-        values = self._compute(micro_batches, lr, clip, stop)
+        scaler = states.scaler
+        values = self.machines.make_step(
+            step, micro_batches, lr, clip, scaler.scale, scaled=scaler.dynamic, stop=stop.asked, times=self.times
+        )
         FLIGHT.phase(phases.LOG)
         slow = self.stragglers.observe(values.busy_s)
         if slow is not None:
             self.monitor.event(slow)
-        signals = signals_of(step, values.loss, values.grad_norm, scaled=states.scaler.dynamic)
+        signals = signals_of(step, values.loss, values.grad_norm, scaled=scaler.dynamic)
         verdict = self.guard.watch.observe(signals)
         if verdict.kind == GO_BACK:  # before data are blamed
-            verdict = self._find_drift() or verdict
+            verdict = self.machines.find_drift(step) or verdict
         action = self._decide(step, verdict)
         elapsed, scale = time.perf_counter() - begin, states.scaler.scale
         batch = global_batch(states.consumed, config.train)
@@ -290,33 +244,6 @@ class Trainer:
             self.monitor.event(f"step {step}: {verdict.reason}: {action.kind}", ERROR if action.kind == STOP else INFO)
         return action
 
-    def _compute(self, micro_batches: list[MicroBatch], lr: float, clip: float, stop: StopRequest) -> StepValues:
-        """Run the step, twice where it is suspicious or its turn has come: bits that differ are a machine's fault."""
-        step, policy, limits, mesh = self.states.step, self.config.stability, self.guard.limits(), self.mesh
-        scale = self.states.scaler.scale
-
-        def execute() -> Gradients:
-            return self.stepper.gradients(step, micro_batches, scale, stop.asked)
-
-        def recheck_now(first: Gradients) -> Gradients:
-            gradients, finding = recheck(first, self.stepper.buckets.fingerprint, execute, mesh.world, mesh.dp)
-            if not finding.agree:
-                self.guard.note({"fault": "differs", "step": step, "ranks": list(finding.ranks)})
-                self.monitor.event(f"step {step}: {finding.describe()}", WARN)
-            return gradients
-
-        self.times.begin(step)
-        gradients = execute()
-        self.times.end(step)
-        turn = policy.recheck_interval and step % policy.recheck_interval == 0
-        if turn:
-            gradients = recheck_now(gradients)
-        values = self.stepper.update(gradients, lr, limits, clip).read()
-        overflowed = self.states.scaler.dynamic and math.isfinite(values.loss) and not math.isfinite(values.grad_norm)
-        if values.applied or turn or not (policy.watch and policy.rerun) or overflowed:
-            return values
-        return self.stepper.update(recheck_now(gradients), lr, limits, clip).read()
-
     def _after_step(self) -> None:
         if self._due(self.config.train.eval_interval):
             self._evaluate()
@@ -330,33 +257,21 @@ class Trainer:
         return step == self.config.train.steps or (interval > 0 and step % interval == 0)
 
     def _go_back(self, action: Action) -> None:
-        lost = self.states.step + 1 - action.to
+        lost = action.step + (action.cause != DRIFT) - action.to
         source = self.states.go_back(action)
         passed = f", passing over {action.stop - action.first} samples" if action.first < action.stop else ""
         lowered = f", {_lowered(action)}" if action.lr_factor < 1 or action.clip_factor < 1 else ""
         self.monitor.event(
-            f"rolled back from step {action.step + 1} to {self.states.step} ({source}), {lost} steps{passed}{lowered}",
+            f"rolled back from step {action.to + lost} to {self.states.step} ({source}), {lost} steps{passed}{lowered}",
             WARN,
         )
-        self.last_equal = self.states.step
+        self.machines.last_equal = self.states.step
         self.monitor.timeline = self.guard.timeline
-
-    def _find_drift(self) -> Verdict | None:
-        """Compare copies of weights; where they differ, return the verdict that goes back to when they did not."""
-        weights = [weight for chunk in self.stepper.chunks for weight in chunk.parameters()]
-        ranks = drifted_ranks(weights, self.mesh) if self.config.stability.drift_interval else ()
-        if not ranks:
-            self.last_equal = self.states.step
-            return None
-        who = " and ".join(f"rank {rank}" for rank in ranks)
-        return Verdict(GO_BACK, DRIFT, self.last_equal, f"{who} hold other copies of weights than their peers")
 
     def _turned_back_for_drift(self) -> bool:
         """Look for drift when it is due, and go back if there is any."""
-        step, policy = self.states.step, self.config.stability
-        if not (policy.watch and policy.drift_interval) or step % policy.drift_interval or step == self.last_equal:
-            return False
-        verdict = self._find_drift()
+        step = self.states.step
+        verdict = self.machines.find_drift(step) if self.machines.comparison_is_due(step) else None
         if verdict is None:
             return False
         action = self._decide(step, verdict)
@@ -401,8 +316,7 @@ class Trainer:
         self.monitor.close()
         FLIGHT.listener = None
         self.watchdog.close()
-        if self.lock is not None:
-            self.lock.release()
+        self.run_folder.close()
 
 
 def _lowered(action: Action) -> str:

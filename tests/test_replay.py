@@ -14,7 +14,8 @@ from engine.config import Config
 from engine.device import Device
 from engine.errors import ConfigError
 from engine.replay import compare, prepare, read_config, rows
-from engine.trainer import StopRequest, Trainer
+from engine.stop_request import StopRequest
+from engine.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.system.runs import corpus
 from tests.voyages import BATCH, Poisoned, decided, settings, train_here

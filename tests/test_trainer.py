@@ -16,7 +16,8 @@ from engine.device import Device
 from engine.stability.actions import ROLLBACK, STOP, skips_after
 from engine.stability.ledger import read_ledger
 from engine.stability.skips import Skips
-from engine.trainer import StopRequest, Trainer
+from engine.stop_request import StopRequest
+from engine.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.system.runs import corpus, metrics
 from tests.voyages import BATCH, QUICK, STEPS, assert_same_run, decided, settings, train_here

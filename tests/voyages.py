@@ -17,7 +17,8 @@ from engine.data.samples import Sample, Samples
 from engine.device import Device
 from engine.stability.actions import Action, actions
 from engine.stability.ledger import read_ledger
-from engine.trainer import StopRequest, Trainer
+from engine.stop_request import StopRequest
+from engine.trainer import Trainer
 from tests.layouts import make_config
 
 BATCH, STEPS = 4, 100

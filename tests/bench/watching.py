@@ -10,7 +10,8 @@ import torch
 
 from engine.config import Config, StabilityConfig
 from engine.device import Device
-from engine.trainer import StopRequest, Trainer
+from engine.stop_request import StopRequest
+from engine.trainer import Trainer
 from tests.bench.pairs import Pairs, Plan, measure
 from tests.bench.sizes import Sizes
 from tests.bench.training import Layout

@@ -59,7 +59,8 @@ def sail(folder: Path, number: int, run: tuple[str, str, str, int, dict[str, dic
         data={"paths": [], "tokenizer_vocab": 512, "seq_len": 64, "split": [969, 30, 1]},
         optim={"lr": 3e-3, "min_lr": 3e-4, **groups["optim"]}, precision={"dtype": precision},
         train={"steps": STEPS, "global_batch": 8, "micro_batch": 2, "seed": seed, **groups.get("train", {})},
-        checkpoint={"interval": 0}, stability=vars(StabilityConfig()),
+        checkpoint={"interval": 0}, stability=vars(StabilityConfig()), parallel={"bucket_mb": 25.0},
+        ops={"head_block_mb": None},
     )  # fmt: skip
     run_ranks(1, train_here, config, timeout=1800)
     actions = decided(folder, f"run{number}")

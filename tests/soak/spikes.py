@@ -63,7 +63,7 @@ def train(folder: Path, name: str, layout: str, dtype: str, faults: tuple[dict[s
     config = settings(
         folder, name, model={"layers": 4, "hidden": 64, "ffn": 176, "hidden_dropout": 0.0, "init_std": 0.02},
         data={"paths": [], "tokenizer_vocab": 512, "seq_len": 64, "split": [969, 30, 1]},
-        parallel={"bucket_mb": 25.0, **parallel},
+        parallel={"bucket_mb": 25.0, **parallel}, ops={"head_block_mb": None},
         optim={"schedule": "constant", "warmup_steps": 20}, precision={"dtype": dtype},
         train={"steps": STEPS, "global_batch": BATCH, "micro_batch": 2, "eval_samples": 256},
         checkpoint={"interval": 100}, stability=vars(StabilityConfig(watch=watch)),
