@@ -60,11 +60,11 @@ def _read(arguments: list[str]) -> tuple[dict[str, str], dict[str, int | None]]:
 
 def _print(about: str, shown: list[Sequence], total: int, characters: int) -> None:
     console = Console()
-    console.print(Text(about, style="bold"))
+    console.print(Text(about, style="bold"), soft_wrap=True)
     for sequence in shown:
         documents = ", ".join(map(str, sequence.documents))
         head = f"\nloss {sequence.loss:.4f}  place {sequence.position}  {sequence.source}, document {documents}"
-        console.print(Text(head, style="cyan"))
+        console.print(Text(head, style="cyan"), soft_wrap=True)
         console.print(Text(sequence.text[:characters]))
     if len(shown) < total:
         console.print(Text(f"\n{total - len(shown)} more sequences with a lower loss: show=0 prints all"))

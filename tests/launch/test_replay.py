@@ -57,7 +57,7 @@ def test_a_batch_can_be_read(folder: Path) -> None:
     done = call("show_batch", f"run={folder}/default", "step=7", "show=3")
     assert done.returncode == 0, done.stdout
     assert "step 7" in done.stdout
-    assert "4 sequences; losses under the weights of step 4" in done.stdout.replace("\n", " ")
+    assert "4 sequences; losses under the weights of step 4" in done.stdout
     losses = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("loss ")]
     assert len(losses) == 3
     assert losses == sorted(losses, reverse=True)
