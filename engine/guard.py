@@ -35,7 +35,7 @@ from engine.stability.actions import (
     skips_after,
 )
 from engine.stability.ladder import Snapshot, decide
-from engine.stability.ledger import COMMIT, INTENT, NOTE, Chain, Ledger, Record
+from engine.stability.ledger import COMMIT, INTENT, NOTE, Chain, Ledger
 from engine.stability.signals import OK, Limits, Signals, Verdict
 from engine.stability.signals import ROLLBACK as GO_BACK
 from engine.stability.skips import Skips, union
@@ -159,10 +159,6 @@ class Guard:
         """Return what the learning rate and the clipping norm of trained step `step` are multiplied by."""
         return rate_factors(self.done, step)
 
-    def position(self, number: int) -> int:
-        """Return the place in the sample order of trained sample `number`, from this moment's passed-over data."""
-        return self.skips.position(number)
-
     def decide(self, step: int, verdict: Verdict, states: Callable[[], Sequence[Snapshot]]) -> Action:
         """Decide what a verdict on trained step `step` leads to.
 
@@ -206,11 +202,6 @@ class Guard:
         return self._consumed_at(newest, self.config.train.steps)
 
     # -- the ledger --------------------------------------------------------------------------------------------
-
-    @property
-    def records(self) -> Sequence[Record]:
-        """The ledger's records so far."""
-        return self._chain.records
 
     @property
     def timeline(self) -> int:

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from engine.checkpoint import folder as folders
-from engine.checkpoint.reader import Checkpoint, open_checkpoint, read_manifest
+from engine.checkpoint.reader import open_checkpoint, read_manifest
 from engine.config import Config
 from engine.errors import CheckpointError, ConfigError
 from engine.monitor import attempts
@@ -149,11 +149,4 @@ def same_weights(run: Path, plan: Plan) -> bool | None:
     if not theirs.exists():
         return None
     one, two = open_checkpoint(theirs), open_checkpoint(folders.step_path(plan.scratch / "checkpoints", plan.step))
-    return one.names() == two.names() and all(torch.equal(_whole(one, key), _whole(two, key)) for key in one.names())
-
-
-def _whole(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    shape = checkpoint.global_shape(name)
-    values = torch.empty(shape, dtype=checkpoint.dtype(name))
-    checkpoint.read(name, (0,) * len(shape), values)
-    return values
+    return one.names() == two.names() and all(torch.equal(one.whole(key), two.whole(key)) for key in one.names())

@@ -215,9 +215,9 @@ class Trainer:
         action = self._decide(step, verdict)
         elapsed, scale = time.perf_counter() - begin, states.scaler.scale
         batch = global_batch(states.consumed, config.train)
+        consumed = states.consumed + batch
         if action.kind != ROLLBACK:
             states.advance(batch, overflow=not signals.finite)
-        consumed = states.consumed if action.kind != ROLLBACK else states.consumed + batch
         self.monitor.log(
             step + 1,
             {

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -34,6 +33,7 @@ from engine.checkpoint.folder import saved_steps
 from engine.flight.failures import HANG as HANG_KIND
 from engine.flight.reader import read_records
 from engine.monitor import attempts
+from engine.stop_request import SignalListener
 from launch.codes import BUG, DONE, INTERRUPTED, RESTARTABLE, UNFINISHED
 from launch.explain import explain
 from launch.rank import LAUNCHER
@@ -185,23 +185,14 @@ class _Agent(threading.Thread):
                 os.kill(pid, number)
 
 
-class _Signals:
+class _Signals(SignalListener):
     """Counts what this process is asked, instead of dying of it."""
 
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
     def __init__(self) -> None:
+        super().__init__()
         self.stop, self.interrupts = False, 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # started with nohup: the terminal may close, the run goes on
-            self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.stop = True

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from engine.checkpoint.folder import saved_steps, step_path
-from engine.checkpoint.reader import open_checkpoint
 from engine.config import Config
 from engine.data.samples import Sample, Samples
 from engine.device import Device
@@ -20,6 +19,7 @@ from engine.stability.ledger import read_ledger
 from engine.stop_request import StopRequest
 from engine.trainer import Trainer
 from tests.layouts import make_config
+from tests.system.runs import weights
 
 BATCH, STEPS = 4, 100
 
@@ -84,11 +84,7 @@ def decided(folder: Path, name: str) -> list[Action]:
 def newest(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Return every tensor of a run's newest checkpoint."""
     checkpoints = folder / name / "checkpoints"
-    checkpoint = open_checkpoint(step_path(checkpoints, saved_steps(checkpoints)[0]))
-    tensors = {key: torch.empty(checkpoint.global_shape(key)) for key in checkpoint.names()}
-    for key, tensor in tensors.items():
-        checkpoint.read(key, (0,) * tensor.ndim, tensor)
-    return tensors
+    return weights(step_path(checkpoints, saved_steps(checkpoints)[0]))
 
 
 def assert_same_run(folder: Path, one: str, two: str) -> None:

@@ -78,6 +78,12 @@ class Checkpoint:
                 if common is not None:
                     out[common.slices_in(wanted)].copy_(self._values(part, stored.dtype, common))
 
+    def whole(self, name: str) -> Tensor:
+        """Return the whole tensor, in the dtype it is stored in."""
+        values = torch.empty(self.global_shape(name), dtype=self.dtype(name))
+        self.read(name, (0,) * values.ndim, values)
+        return values
+
     def verify(self, names: Iterable[str]) -> None:
         """Compare these files with the manifest; CheckpointError names the first that is not as it was written."""
         for name in names:

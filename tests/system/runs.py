@@ -83,9 +83,4 @@ def step_folder(folder: Path, step: int, name: str = "default") -> Path:
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """Read every tensor of a checkpoint whole."""
     checkpoint = open_checkpoint(path)
-    tensors = {}
-    for name in checkpoint.names():
-        shape = checkpoint.global_shape(name)
-        tensors[name] = torch.empty(shape)
-        checkpoint.read(name, (0,) * len(shape), tensors[name])
-    return tensors
+    return {name: checkpoint.whole(name) for name in checkpoint.names()}
