@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.checkpoint.folder import saved_steps
 from engine.config import Config
-from engine.errors import ConfigError, EngineError, did_you_mean
+from engine.errors import ConfigError, did_you_mean
 from engine.replay import Plan, compare, prepare, same_weights
 from launch.pretrain import ranks_to_start
 from launch.rank import is_rank, leave, run_rank
 from launch.ranks import start_ranks
+from launch.script import run_script
 
 KEYS = ("run", "step", "timeline", "start")
 
@@ -36,14 +37,7 @@ def main(arguments: list[str]) -> int:
     """Be a rank where one was started, else prepare, start the ranks and compare."""
     if is_rank():
         return leave(run_rank(lambda: _work(Path(arguments[0]))))
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        return _replay(_read(arguments))
-    except EngineError as error:
-        print(f"trimaran: {error}", file=sys.stderr)
-        return 2
+    return run_script(lambda given: _replay(_read(given)), __doc__, arguments)
 
 
 def _read(arguments: list[str]) -> dict[str, str]:

@@ -18,29 +18,26 @@ from rich.console import Console
 from rich.text import Text
 
 from engine.device import Device
-from engine.errors import ConfigError, EngineError, did_you_mean
+from engine.errors import ConfigError, did_you_mean
 from engine.show_batch import Sequence, batch_of_step
+from launch.script import run_script
 
 NUMBERS = {"step": None, "timeline": None, "show": 8, "characters": 300}
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        text, numbers = _read(arguments)
-        device = Device.pick(text["device"]).torch_device
-        step, timeline = numbers["step"], numbers["timeline"]
-        if step is None:
-            raise ConfigError("step is missing; write step=N, as in metrics.jsonl.")
-        about, sequences = batch_of_step(Path(text["run"]), step, timeline, device)
-    except EngineError as error:
-        print(f"trimaran: {error}", file=sys.stderr)
-        return 2
+    return run_script(_show, __doc__, arguments)
+
+
+def _show(arguments: list[str]) -> None:
+    text, numbers = _read(arguments)
+    device = Device.pick(text["device"]).torch_device
+    step, timeline = numbers["step"], numbers["timeline"]
+    if step is None:
+        raise ConfigError("step is missing; write step=N, as in metrics.jsonl.")
+    about, sequences = batch_of_step(Path(text["run"]), step, timeline, device)
     shown = sorted(sequences, key=lambda sequence: -sequence.loss)[: numbers["show"] or len(sequences)]
     _print(about, shown, len(sequences), numbers["characters"] or 0)
-    return 0
 
 
 def _read(arguments: list[str]) -> tuple[dict[str, str], dict[str, int | None]]:

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -56,12 +55,7 @@ def find(folder: Path) -> Checkpoint | None:
 
 def read_all(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return every tensor, in its stored dtype."""
-    tensors = {}
-    for name in checkpoint.names():
-        shape = checkpoint.global_shape(name)
-        tensors[name] = torch.empty(shape, dtype=checkpoint.dtype(name))
-        checkpoint.read(name, (0,) * len(shape), tensors[name])
-    return tensors
+    return {name: checkpoint.whole(name) for name in checkpoint.names()}
 
 
 def names_in(folder: Path) -> list[str]:

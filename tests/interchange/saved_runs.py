@@ -90,8 +90,6 @@ def masters(run: Path, step: int = 0) -> dict[str, Tensor]:
     checkpoint = open_checkpoint(run / "checkpoints" / f"step_{step:08d}")
     tensors = {}
     for name in checkpoint.names():
-        shape = checkpoint.global_shape(name)
         assert name.startswith("master/")
-        tensors[name.removeprefix("master/")] = out = torch.empty(shape, dtype=checkpoint.dtype(name))
-        checkpoint.read(name, (0,) * len(shape), out)
+        tensors[name.removeprefix("master/")] = checkpoint.whole(name)
     return tensors
