@@ -26,9 +26,10 @@ train: setup
 	$(BIN)/python launch/pretrain.py experiment=default $(ARGS)
 	$(BIN)/python launch/generate.py run=runs/default prompt="def "
 
-# One thread per process: tests start up to eight ranks at a time, and threads that outnumber cores spin.
+# One thread per process: tests start up to eight ranks at a time, and threads that outnumber cores spin. Two workers:
+# half of the time of a test that starts processes is spent waiting.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -155,6 +155,7 @@ setup(
             "mypy>=1.11",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "transformers>=4.50",
         ],

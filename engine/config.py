@@ -149,8 +149,10 @@ class StabilityConfig:
     z_row: float = 5.0  # ... or, where `alarms` steps in a row are, this many ...
     loss_excess: float = 0.1  # ... and, so that quiet curves do not alarm, its loss at least this many nats above ...
     norm_ratio: float = 2.0  # ... or its gradient norm this many times the normal one
+    norm_far: float = 16.0  # times the normal gradient norm that make an outlier of a step whose loss is normal
     alarms: int = 3  # outliers or non-finite steps ...
     span: int = 8  # ... within this many steps make a spike, which is rolled back
+    norm_alarms: int = 6  # odd steps in a row that are rolled back where only gradient norms show it, none `norm_far`
     nonfinite_streak: int = 2  # non-finite steps in a row that are rolled back
     overflow_streak: int = 12  # the same for overflows under a dynamic loss scale (fp16)
     slow_span: int = 200  # steps over which the loss is smoothed to see it diverge slowly
@@ -190,6 +192,7 @@ class StabilityConfig:
     # -- states to go back to, besides checkpoints
     healthy_after: int = 16  # steps without trouble that must have followed a state
     snapshot_interval: int = 25  # steps between states kept in host memory
+    snapshots: int = 8  # of them, how many at most: each further one touches fresh memory, and costs steps that
     snapshot_mb: float = 1024.0  # of host memory that each rank gives them, MiB; 0: none are kept
 
 

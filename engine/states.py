@@ -48,7 +48,9 @@ class States:
         )  # fmt: skip
         self._entries = list(state.entries(stepper.optimizer))  # once: they are views of the state as it goes on
         wanted = config.stability.watch and config.stability.rollback
-        self.memory = HostStates(stepper.state_tensors(), config.stability.snapshot_mb * 2**20 if wanted else 0.0)
+        policy = config.stability
+        budget = policy.snapshot_mb * 2**20 if wanted else 0.0
+        self.memory = HostStates(stepper.state_tensors(), budget, most=policy.snapshots)
         self.memory.room = self._least(self.memory.room)  # a state is one only where each rank keeps its part
         self.step, self.consumed = 0, 0
         self.changes: list[str] = []  # of the configuration, since the checkpoint that is continued

@@ -26,10 +26,10 @@ class HostState:
 class HostStates:
     """Copies of `tensors` (a rank's masters, moments, counters), newest last; the oldest makes room for the next."""
 
-    def __init__(self, tensors: Sequence[Tensor], budget_bytes: float) -> None:
+    def __init__(self, tensors: Sequence[Tensor], budget_bytes: float, most: int) -> None:
         self._tensors = list(tensors)
         self.bytes_each = sum(tensor.nbytes for tensor in tensors)
-        self.room = int(budget_bytes // max(1, self.bytes_each))
+        self.room = min(most, int(budget_bytes // max(1, self.bytes_each)))
         self.kept: list[HostState] = []  # oldest first
         self._spare: list[list[Tensor]] = []
 

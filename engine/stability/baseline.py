@@ -29,13 +29,17 @@ class Baseline:
             self._known = self._measure() if len(self.values) >= self.warm else (math.inf, 0.0)
         return self._known
 
+    def level(self) -> float:
+        """Return the value expected next: inf before it is warm."""
+        return self.level_and_sigma()[0]
+
     def width(self, z: float) -> float:
         """Return how far above the level a value of `z` deviations is; at least the least excess."""
         return max(z * self.level_and_sigma()[1], self.excess)
 
     def limit(self, z: float) -> float:
         """Return the largest value that is still within `z` deviations of the level."""
-        return self.level_and_sigma()[0] + self.width(z)
+        return self.level() + self.width(z)
 
     def accept(self, value: float) -> None:
         """Add a value that was found normal."""
@@ -50,12 +54,11 @@ class Baseline:
 
     def widen(self, value: float, z: float) -> None:
         """Take values around `value` for normal from now on: the least excess grows to hold them."""
-        self.excess = max(self.excess, value - self.level_and_sigma()[0] + self.width(z))
+        self.excess = max(self.excess, value - self.level() + self.width(z))
 
     def move(self, values: list[float]) -> None:
         """Take `values` for the new level: what is known moves there, so that the spread stays known."""
-        level, _ = self.level_and_sigma()
-        shift = median(values) - level
+        shift = median(values) - self.level()
         self.replace([*(value + shift for value in self.values), *values])
 
     def _measure(self) -> tuple[float, float]:

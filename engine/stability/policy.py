@@ -8,23 +8,24 @@ from engine.config import StabilityConfig
 from engine.errors import ConfigError, did_you_mean
 
 _AT_LEAST = {
-    "window": 8, "span": 1, "warm": 8, "alarms": 1, "nonfinite_streak": 1, "overflow_streak": 1, "slow_span": 1,
-    "slow_patience": 1, "settle": 2, "hold_start": 0, "hold_warmup": 0, "hold_rollback": 0, "skip_before": 0,
+    "window": 8, "span": 1, "warm": 8, "alarms": 1, "norm_alarms": 1, "nonfinite_streak": 1, "overflow_streak": 1,
+    "slow_span": 1, "slow_patience": 1, "settle": 2, "hold_start": 0, "hold_warmup": 0, "hold_rollback": 0, "skip_before": 0,
     "skip_least": 0, "min_rewind": 0, "restart_within": 0, "same_place": 0, "widen": 1, "cooldown": 0, "lower_after": 0,
     "lr_rewarm": 0, "tries": 0, "budget": 0, "budget_span": 1, "budget_in_span": 0, "lr_hold": 1, "recheck_interval": 0,
-    "drift_interval": 0, "healthy_after": 0, "snapshot_interval": 1, "snapshot_mb": 0,
+    "drift_interval": 0, "healthy_after": 0, "snapshot_interval": 1, "snapshots": 1, "snapshot_mb": 0,
 }  # fmt: skip
 _ABOVE = {
     "z": 0.0,
     "z_row": 0.0,
     "loss_excess": 0.0,
     "norm_ratio": 1.0,
+    "norm_far": 1.0,
     "slow_margin": 0.0,
     "lr_factor": 0.0,
     "clip_factor": 0.0,
 }
 _UP_TO_ONE = ("lr_factor", "clip_factor")
-_NOT_BELOW = {"window": "warm", "span": "alarms"}  # the first must hold as many as the second asks for
+_NOT_BELOW = {"window": ("warm", "norm_alarms"), "span": ("alarms",)}  # the first must hold what the others ask for
 _MOST = 1e9
 _MOST_SKIPPED = 1e7  # steps of data; what is counted step by step at a rollback
 _SKIPS = ("drop", "defer")
@@ -43,12 +44,13 @@ def check_policy(policy: StabilityConfig) -> None:
     for key in _UP_TO_ONE:
         if getattr(policy, key) > 1:
             raise ConfigError(f"stability.{key}={getattr(policy, key):g} would raise it; write a number up to 1.")
-    for key, other in _NOT_BELOW.items():
-        if getattr(policy, key) < getattr(policy, other):
-            raise ConfigError(
-                f"stability.{key}={getattr(policy, key)} cannot hold stability.{other}={getattr(policy, other)}; "
-                f"write stability.{key}={getattr(policy, other)} or more."
-            )
+    for key, others in _NOT_BELOW.items():
+        for other in others:
+            if getattr(policy, key) < getattr(policy, other):
+                raise ConfigError(
+                    f"stability.{key}={getattr(policy, key)} cannot hold stability.{other}={getattr(policy, other)}; "
+                    f"write stability.{key}={getattr(policy, other)} or more."
+                )
     if policy.skip not in _SKIPS:
         raise ConfigError(f"stability.skip={policy.skip} is unknown.{did_you_mean(policy.skip, _SKIPS)}")
     widest = math.log(max(policy.skip_before, policy.skip_least, 1)) + max(0, policy.tries - 1) * math.log(policy.widen)

@@ -29,6 +29,11 @@ class _Odd:
     is_outlier: bool
     high: dict[str, float]
 
+    @property
+    def is_mere_norm(self) -> bool:
+        """Say whether nothing but the gradient norm was odd, and not by far."""
+        return not self.is_outlier and self.high.keys() == {NORM}
+
 
 @dataclass
 class _Known:
@@ -50,9 +55,12 @@ class Spike:
 
     A step is odd when it is more than `z_row` robust deviations above the normal level of the last `window` accepted
     steps, and an outlier from `z` on; in either case at least `loss_excess` nats or a factor of `norm_ratio` above.
+    A gradient norm alone makes an outlier only from `norm_far` times the normal one on: a lesser gradient is clipped,
+    and its update leads out of the steep place that a skipped one would stay in.
     Nothing is odd before `warm` steps are known. One outlier is skipped; `alarms` outliers (or non-finite steps)
-    within `span` steps, or as many odd steps in a row, ask for a rollback. Nothing is judged or learned for `freeze`
-    steps after the start, and after what the trainer says (`hold`).
+    within `span` steps ask for a rollback, or as many odd steps in a row, or `norm_alarms` in a row that show in
+    nothing but a gradient norm that is not far off. Nothing is judged or learned for `freeze` steps after the
+    start, and after what the trainer says (`hold`).
 
     A spike's level that returns after a rollback and lasts for `settle` steps is accepted as the new normal; it is
     remembered for a window after the spike. What makes an eighth of a window's steps odd without ever asking for a
@@ -68,7 +76,9 @@ class Spike:
         z_row: float = 5.0,
         loss_excess: float = 0.1,
         norm_ratio: float = 2.0,
+        norm_far: float = 16.0,
         alarms: int = 3,
+        norm_alarms: int = 6,
         span: int = 8,
         freeze: int = 16,
         settle: int = 16,
@@ -76,6 +86,7 @@ class Spike:
         self.window, self.z, self.z_row, self.alarms, self.settle = window, z, z_row, alarms, settle
         self._loss = Baseline(window, warm, loss_excess)
         self._norm = Baseline(window, warm, math.log(norm_ratio))
+        self._far, self.norm_alarms = math.log(norm_far), norm_alarms
         self.span = span
         self._steps: deque[_Odd | None] = deque(maxlen=window)  # None for a normal one
         self._onset = -1  # first odd step of the present spike
@@ -88,7 +99,7 @@ class Spike:
         """Return what the next step is held to; a level that may be accepted is let pass."""
         if self._frozen:
             return Limits()
-        loss, norm = self._loss.limit(self.z), self._norm.limit(self.z)
+        loss, norm = self._loss.limit(self.z), max(self._norm.limit(self.z), self._norm.level() + self._far)
         if self._known.may_be_accepted:
             loss = max(loss, self._known.levels.get(LOSS, -math.inf) + self._loss.width(self.z))
             norm = max(norm, self._known.levels.get(NORM, -math.inf) + self._norm.width(self.z))
@@ -138,17 +149,27 @@ class Spike:
         what = _describe(signals, limits)
         cause = "spike" if signals.finite else "nonfinite"
         recent = self._recent
-        outliers, row = sum(odd is not None and odd.is_outlier for odd in recent), recent[-self.alarms :]
+        outliers, row = sum(odd is not None and odd.is_outlier for odd in recent), self._row()
         if outliers >= self.alarms:
             reason = f"{outliers} outliers in {len(recent)} steps, {what}"
             return Verdict(ROLLBACK, cause, self._onset, reason, self._evidence())
-        if len(row) == self.alarms and all(row):
+        needed = self.norm_alarms if all(odd.is_mere_norm for odd in row[-self.alarms :]) else self.alarms
+        if len(row) >= needed:
             return Verdict(ROLLBACK, cause, self._onset, f"{len(row)} odd steps in a row, {what}", self._evidence())
         if sum(odd is not None and bool(odd.high) for odd in self._steps) >= self.window // 8:
             self._widen()
             reason = f"an eighth of all steps were odd, now normal: {what}"
             return Verdict(SKIP if is_outlier else OK, "level", signals.step, reason)
         return Verdict(SKIP, cause, self._onset, what) if is_outlier else Verdict()
+
+    def _row(self) -> list[_Odd]:
+        """Return the odd steps that end with this one, with no normal step between them."""
+        row: list[_Odd] = []
+        for odd in reversed(self._steps):
+            if odd is None:
+                break
+            row.insert(0, odd)
+        return row
 
     def _high_levels(self, steps: Iterable[_Odd | None]) -> dict[str, float]:
         """Return the median of each signal that most of the odd ones of `steps` show."""

@@ -20,8 +20,8 @@ class Watch:
         self.nonfinite = NonFinite(policy.nonfinite_streak, policy.overflow_streak)
         self.spike = Spike(
             window=policy.window, warm=policy.warm, z=policy.z, z_row=policy.z_row, loss_excess=policy.loss_excess,
-            norm_ratio=policy.norm_ratio, alarms=policy.alarms, span=policy.span, freeze=policy.hold_start,
-            settle=policy.settle,
+            norm_ratio=policy.norm_ratio, norm_far=policy.norm_far, alarms=policy.alarms,
+            norm_alarms=policy.norm_alarms, span=policy.span, freeze=policy.hold_start, settle=policy.settle,
         )  # fmt: skip
         self.slow = SlowDivergence(policy.slow_span, policy.slow_margin, policy.slow_patience)
 

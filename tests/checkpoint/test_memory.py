@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from engine.checkpoint.memory import HostStates
 
 
-@given(room=st.integers(1, 4), steps=st.lists(st.integers(1, 5), min_size=1, max_size=12))
-def test_the_newest_states_within_the_budget_come_back(room: int, steps: list[int]) -> None:
+@given(room=st.integers(1, 4), spare=st.integers(0, 3), steps=st.lists(st.integers(1, 5), min_size=1, max_size=12))
+def test_the_newest_states_within_the_budget_come_back(room: int, spare: int, steps: list[int]) -> None:
+    """The budget is of bytes, or of states where those are fewer."""
     tensors = [torch.zeros(3), torch.zeros((), dtype=torch.float64)]
-    states = HostStates(tensors, room * 20 + 7)
+    states = HostStates(tensors, (room + spare) * 20 + 7, most=room if spare else 8)
     assert (states.bytes_each, states.room) == (20, room)
     step, kept = 0, []
     for gap in steps:
@@ -32,7 +33,7 @@ def test_the_newest_states_within_the_budget_come_back(room: int, steps: list[in
 
 def test_going_back_drops_what_came_after_and_uses_its_memory_again() -> None:
     tensor = torch.zeros(4)
-    states = HostStates([tensor], 48)
+    states = HostStates([tensor], 48, most=8)
     for step in (1, 2, 3):
         states.keep(step, {})
     buffers = {state.values[0].data_ptr() for state in states.kept}
@@ -46,6 +47,6 @@ def test_going_back_drops_what_came_after_and_uses_its_memory_again() -> None:
 
 
 def test_a_budget_too_small_for_one_state_keeps_none() -> None:
-    states = HostStates([torch.zeros(100)], 399)
+    states = HostStates([torch.zeros(100)], 399, most=8)
     states.keep(1, {})
     assert (states.room, states.kept) == (0, [])

@@ -45,7 +45,7 @@ def test_presets_are_what_their_names_say() -> None:
     assert (palm.min_rewind, palm.skip_least, palm.skip_least * palm.widen) == (100, 200, 500)
     assert (opt.skip_least, opt.lower_after, opt.lr_factor) == (0, 0, 0.9)
     assert (glm.skip_least, glm.skip_before >= 100) == (200, True)
-    assert (olmo.z, olmo.window, olmo.warm, olmo.rollback) == (6.0, 128, 64, False)
+    assert (olmo.z, olmo.norm_far, olmo.window, olmo.warm, olmo.rollback) == (6.0, 2.0, 128, 64, False)
     assert len({tuple(asdict(load(name)).items()) for name in PRESETS}) == len(PRESETS)
 
 
@@ -53,6 +53,7 @@ def test_presets_are_what_their_names_say() -> None:
     ("field", "value", "message"),
     [
         ("window", 63, r"stability\.window=63 cannot hold stability\.warm=64; write stability\.window=64 or more"),
+        ("norm_alarms", 129, r"stability\.window=128 cannot hold stability\.norm_alarms=129; "),
         ("span", 2, r"stability\.span=2 cannot hold stability\.alarms=3"),
         ("warm", 1, r"stability\.warm=1 is out of range; write 8 or more"),
         ("tries", -1, r"stability\.tries=-1 is out of range; write 0 or more"),

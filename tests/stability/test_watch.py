@@ -116,6 +116,22 @@ def test_outliers_far_apart_are_skipped_each_alone() -> None:
     assert [verdict.onset for verdict in verdicts if verdict.kind == SKIP] == list(range(152, 230, 8))
 
 
+@pytest.mark.parametrize(("norm", "kinds"), [(3.0, [OK] * 5 + [ROLLBACK]), (9.0, [SKIP, SKIP, ROLLBACK])])
+def test_gradients_alone_are_a_spike_only_far_off_or_many_in_a_row(norm: float, kinds: list[str]) -> None:
+    watch = warm()
+    assert [verdict.kind for verdict in feed(watch, len(kinds), 150, norm=norm)] == kinds
+    watch = warm()
+    assert {verdict.kind for verdict in feed(watch, 5, 150, norm=3.0)} == {OK}
+    assert {verdict.kind for verdict in feed(watch, 200, 155)} == {OK}
+
+
+def test_a_burst_of_gradients_is_a_spike_as_soon_as_the_loss_shows_it() -> None:
+    watch = warm()
+    assert [verdict.kind for verdict in feed(watch, 2, 150, norm=3.0)] == [OK, OK]
+    verdict = feed(watch, 1, 152, loss=2.5, norm=3.0)[0]
+    assert (verdict.kind, verdict.onset) == (ROLLBACK, 150)
+
+
 def test_two_non_finite_steps_in_a_row_are_rolled_back_even_at_the_start() -> None:
     for watch, start in ((Watch(StabilityConfig()), 0), (warm(), 150)):
         verdicts = [watch.observe(Signals(start + k, math.nan, math.nan, False)) for k in range(2)]
