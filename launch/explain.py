@@ -1,10 +1,11 @@
-"""Say once, in plain words, why the ranks ended, and which exit code that makes."""
+"""In plain words: why the ranks of this machine ended, and which exit code that makes."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch.distributed.elastic.agent.server.api import RunResult
@@ -16,20 +17,49 @@ from launch.codes import BUG, DIED, DONE, HANG, LADDER_STOP, USER_ERROR
 
 # What explains a failed run, best first. A rank that hangs does not hear that it should end and is killed in the end,
 # so a time-out says more than a signal does. `ended` ranks were stopped by the agent after a peer had failed.
-_KINDS = ("user", "stop", "bug", "memory", "hang", "signal", "exit", "echo", "ended")
+_KINDS = ("interrupt", "user", "stop", "bug", "memory", "hang", "signal", "exit", "echo", "ended")
 _MEMORY_ADVICE = (
     "write a smaller train.micro_batch, parallel.recompute=full, or more parallel.tp or parallel.pp; on a CPU, "
     "ulimit -v and the memory of the container count too"
 )
 
 
-def explain(result: RunResult, folder: Path | None, stopping: bool) -> int:
-    """Print the failure that explains the others, if any; return the exit code.
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks ended: the exit code, what kind of end it was, and the text, one line or a traceback, that says so.
+
+    `stop` says that a signal had asked them to end, `interrupted` that a Ctrl-C had.
+    """
+
+    code: int
+    kind: str = "done"
+    text: str = ""
+    stop: bool = False
+    interrupted: bool = False
+
+    @property
+    def weight(self) -> int:
+        """The smaller, the more an end explains those of others."""
+        return _KINDS.index(self.kind) if self.kind in _KINDS else len(_KINDS)
+
+    def tell(self) -> None:
+        """Print the text, if any, on stderr."""
+        if self.text:
+            print(self.text, file=sys.stderr, flush=True)
+
+
+def line(text: str) -> str:
+    """Return `text` as a line of the launcher's."""
+    return f"trimaran: {text}"
+
+
+def explain(result: RunResult, folder: Path | None, stopping: bool) -> Ended:
+    """Return the failure that explains the others, if any.
 
     `folder` is the run's, where the flight records are; `stopping` says that the ranks had been asked to stop.
     """
     if not result.is_failed():
-        return DONE
+        return Ended(DONE)
     records = read_records(folder) if folder is not None else []
     alive = {record.rank: record.alive for record in records}  # of two that were killed, the first died by itself
     rank, failure = min(
@@ -38,29 +68,28 @@ def explain(result: RunResult, folder: Path | None, stopping: bool) -> int:
     )
     kind = _kind(failure)
     if stopping and kind in ("ended", "echo"):
-        return DONE  # the signal reached ranks that had not begun to train: there is nothing to save
+        return Ended(DONE)  # the signal reached ranks that had not begun to train: there is nothing to save
+    if folder is not None and kind not in ("user", "stop", "memory") and _was_locked(failure, records, rank):
+        return Ended(HANG, "hang", line(describe_hang(folder)))
+    code, text = _describe(kind, failure, rank, _doing(records, rank))
+    return Ended(code, kind, text)
+
+
+def _describe(kind: str, failure: ProcessFailure, rank: int, doing: str) -> tuple[int, str]:
+    """Return the exit code of a failure, and what to say of it."""
     if kind in ("user", "stop"):
-        _say(failure.message)
-        return USER_ERROR if kind == "user" else LADDER_STOP
+        return USER_ERROR if kind == "user" else LADDER_STOP, line(failure.message)
     if kind == "memory":
         last = failure.message.strip().splitlines()[-1]
-        _say(f"rank {rank} ran out of memory{_doing(records, rank)}: {last}; {_MEMORY_ADVICE}.")
-        return BUG
-    if folder is not None and _was_locked(failure, records, rank):
-        _say(describe_hang(folder))
-        return HANG
+        return BUG, line(f"rank {rank} ran out of memory{doing}: {last}; {_MEMORY_ADVICE}.")
     if kind == "hang":
-        _say(failure.message.strip().splitlines()[-1])
-        return HANG
+        return HANG, line(failure.message.strip().splitlines()[-1])
     if kind in ("bug", "echo"):
-        print(f"rank {rank} failed{_doing(records, rank)}:\n{failure.message}", file=sys.stderr, end="")
-        return BUG if kind == "bug" else DIED
+        return BUG if kind == "bug" else DIED, f"rank {rank} failed{doing}:\n{failure.message.rstrip()}"
     if kind == "exit":
-        _say(f"rank {rank} exited with code {failure.exitcode}{_doing(records, rank)}.")
-    else:
-        hint = _HINTS.get(-failure.exitcode, "")
-        _say(f"rank {rank} was ended by {failure.signal_name()}{hint}{_doing(records, rank)}.")
-    return DIED
+        return DIED, line(f"rank {rank} exited with code {failure.exitcode}{doing}.")
+    hint = _HINTS.get(-failure.exitcode, "")
+    return DIED, line(f"rank {rank} was ended by {failure.signal_name()}{hint}{doing}.")
 
 
 _HINTS: dict[int, str] = {
@@ -83,10 +112,6 @@ def _doing(records: list[RankRecord], rank: int) -> str:
         return ""
     save = f" and {record.save[1]} of step {record.save[0]}" if record.save and record.save[1] != "save.done" else ""
     return f" in {record.describe()}{save}"
-
-
-def _say(text: str) -> None:
-    print(f"trimaran: {text}", file=sys.stderr, flush=True)
 
 
 def _kind(failure: ProcessFailure) -> str:

@@ -11,7 +11,8 @@ import engine.config
 _HEAD = """Trimaran trains large language models over a mesh of ranks.
 
   python launch/pretrain.py [group=option ...] [key=value ...]       starts the ranks itself on this machine
-  torchrun [...] launch/pretrain.py [group=option ...] [key=value ...]   uses the ranks it is given
+  python launch/pretrain.py cluster=slurm cluster.nodes=N [...]      submits a job; with --dry-run, only writes it
+  torchrun [...] launch/pretrain.py [group=option ...] [key=value ...]   uses the ranks it is given; so does srun
 
 == Groups: choose with group=option ==
 

@@ -1,7 +1,10 @@
 """Train a model.
 
     python launch/pretrain.py [group=option ...] [key=value ...]      starts tp*pp*cp*dp ranks on this machine
+    python launch/pretrain.py cluster=torchrun cluster.nodes=N cluster.rendezvous=HOST:PORT ...    on each of N nodes
+    python launch/pretrain.py cluster=slurm cluster.nodes=N ...       submits a job; with --dry-run, only writes it
     torchrun [...] launch/pretrain.py [...]                           uses the ranks it is given
+    srun --ntasks=N [...] python launch/pretrain.py [...]             the same
 
 Exit codes (launch/codes.py): 0 done, or asked to stop by Ctrl-C and saved; 75 asked to stop by SIGTERM, SIGHUP or
 SIGUSR1 and saved, so start it again to go on; 2 a mistake that one line explains; 17 stopped by the stability ladder;
@@ -12,23 +15,31 @@ first, run.max_restarts times, as long as that brings the run further.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import Config
 from engine.errors import ConfigError
-from launch.codes import USER_ERROR
-from launch.rank import hung, is_rank, leave, run_rank
-from launch.settings import repeat_flags, run_with_config
+from engine.stop_request import StopRequest
+from launch import srun
+from launch.codes import DIED, DONE, UNFINISHED, USER_ERROR
+from launch.rank import hung, is_rank, is_started_by_launcher, leave, run_rank
+from launch.settings import compose_more, repeat_flags, run_with_config
+
+DRY_RUN = "--dry-run"
 
 
 def main() -> int:
-    """Be a rank where one was started, else validate and start the ranks."""
+    """Be a rank where one was started, else validate and start the ranks, or submit a job that does."""
     if not _has_working_folder():
         print("trimaran: the folder this was started in is gone; cd to one that exists.", file=sys.stderr)
         return USER_ERROR
-    return run_with_config(_work if is_rank() else _launch, sys.argv[1:])
+    given = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
+    if is_rank():
+        return run_with_config(_work, given)
+    return run_with_config(partial(_launch, flags=repeat_flags(given), dry_run=DRY_RUN in sys.argv[1:]), given)
 
 
 def _has_working_folder() -> bool:
@@ -40,44 +51,99 @@ def _has_working_folder() -> bool:
 
 
 def _work(config: Config, overrides: list[str]) -> int:
+    """Be a rank. Under srun, nobody but the ranks can say that they were asked to stop."""
+    under_srun = srun.is_task() and not is_started_by_launcher()
+    stop = StopRequest()
+
     def train() -> int:
         from engine.trainer import train
 
-        return train(config, on_hang=hung)
+        code = train(config, on_hang=hung, stop=stop)
+        return UNFINISHED if code == DONE and under_srun and stop.by_machine else code
 
     return leave(run_rank(train))
 
 
-def _launch(config: Config, overrides: list[str]) -> int:
+def _launch(config: Config, overrides: list[str], flags: list[str], dry_run: bool) -> int:
+    if srun.is_task() and config.cluster.kind == "local":
+        srun.become_rank()
+        return _work(config, overrides)
     # Here, not above: mistakes are answered before what takes a second to load is needed.
     import torch
 
     from engine.validate import validate
 
-    ranks = ranks_to_start(config, gpus=0 if config.run.device == "cpu" else torch.cuda.device_count())
+    here, ranks = ranks_to_start(config, gpus=0 if config.run.device == "cpu" else torch.cuda.device_count())
     validate(config, ranks)
+    if config.cluster.kind == "slurm":
+        from launch.sbatch import Job, submit
+
+        tasks = [_task(config, number, overrides, flags) for number in range(len(config.cluster.array))]
+        return submit(Job(config, tasks, here), dry_run=dry_run)
+    where = f"on each of {config.cluster.nodes} nodes" if config.cluster.kind == "torchrun" else "on this machine"
+    if dry_run:
+        print(f"trimaran: {here} rank(s) would start {where}, {ranks} in all.")
+        return 0
+    return _start(config, here, [str(Path(__file__).resolve()), *flags, *overrides])
+
+
+def _start(config: Config, here: int, words: list[str]) -> int:
+    """Start `here` ranks on this machine, together with other nodes' where there are some."""
+    from launch.environment import network
+    from launch.nodes import Nodes, NodesError
     from launch.ranks import start_ranks
 
-    script = str(Path(__file__).resolve())
-    command = [sys.executable, script, *repeat_flags(sys.argv[1:]), *overrides]
-    folder = Path(config.run.root) / config.run.name
-    outcome = start_ranks(command, ranks, folder, config.run.max_restarts)
+    nodes = None
+    if config.cluster.kind == "torchrun":
+        try:
+            nodes = Nodes(config.cluster)
+        except NodesError as error:
+            print(f"trimaran: {error}", file=sys.stderr)
+            return DIED
+    outcome = start_ranks(
+        [sys.executable, *words], here, Path(config.run.root) / config.run.name, config.run.max_restarts,
+        nodes=nodes, binding=config.cluster.binding, settings=network(config),
+    )  # fmt: skip
     if outcome.stopped:
         sys.exit(outcome.code)  # also ends a sweep
     return outcome.code
 
 
-def ranks_to_start(config: Config, gpus: int) -> int:
-    """Return how many ranks the layout needs on one machine; parallel.dp=null fills the GPUs, or is 1 on a CPU."""
-    parallel = config.parallel
+def _task(config: Config, number: int, overrides: list[str], flags: list[str]) -> Config:
+    """Return the configuration of a task of an array."""
+    from engine.validate import validate
+
+    name = f"{config.run.name}-{number}"
+    task = compose_more([*overrides, *config.cluster.array[number].split(), f"run.name='{name}'"], flags)
+    validate(task, ranks_to_start(task, gpus=0)[1])
+    return task
+
+
+def ranks_to_start(config: Config, gpus: int) -> tuple[int, int]:
+    """Return how many ranks start on a node, and in all; `gpus` are this machine's, 0 where they are not to be used.
+
+    On one machine the layout says it: parallel.dp=null fills the GPUs, or is 1 on a CPU.
+    """
+    parallel, cluster = config.parallel, config.cluster
     replica = parallel.tp * parallel.pp * parallel.cp
-    ranks = replica * (parallel.dp or max(1, gpus // max(1, replica)))
-    if 0 < gpus < ranks:
+    if cluster.kind == "local":
+        ranks = replica * (parallel.dp or max(1, gpus // max(1, replica)))
+        if 0 < gpus < ranks:
+            raise ConfigError(
+                f"parallel.tp*pp*cp*dp = {ranks} ranks, but this machine has {gpus} GPUs; start on more machines with "
+                "cluster=torchrun or cluster=slurm, or write run.device=cpu."
+            )
+        return ranks, ranks
+    here = cluster.ranks_per_node or cluster.gpus_per_node or gpus
+    if here:
+        return here, here * cluster.nodes
+    ranks = replica * (parallel.dp or 1)
+    if ranks % cluster.nodes:
         raise ConfigError(
-            f"parallel.tp*pp*cp*dp = {ranks} ranks, but this machine has {gpus} GPUs; start on more machines with "
-            "torchrun, or write run.device=cpu."
+            f"cluster.nodes={cluster.nodes} does not divide the parallel.tp*pp*cp*dp = {ranks} ranks; write "
+            "cluster.ranks_per_node, or another parallel.dp."
         )
-    return ranks
+    return ranks // cluster.nodes, ranks
 
 
 if __name__ == "__main__":

@@ -56,6 +56,15 @@ def run_with_config(task: Task, argv: list[str]) -> int:
     return 0
 
 
+def compose_more(overrides: list[str], flags: list[str]) -> Config:
+    """Return what `overrides` make of the configuration that `flags` choose; only inside a task."""
+    _check_keys(_parse(overrides), _groups(get_args_parser().parse_args(flags)))
+    name = get_args_parser().parse_args(flags).config_name or "config"
+    config = OmegaConf.to_object(hydra.compose(name, overrides))
+    assert isinstance(config, Config)
+    return config
+
+
 def repeat_flags(argv: list[str]) -> list[str]:
     """Return the options of `argv` that say where configuration comes from, for a process that reads it again."""
     flags = vars(get_args_parser().parse_args(argv))

@@ -165,11 +165,13 @@ class Slurm:
             time.sleep(0.2)
         return state
 
-    def hurry(self, job: str) -> None:
-        """Start a requeued job now: SLURM lets it wait two minutes, for its nodes to be clean again."""
-        self.wait(job, "PENDING")
-        while "COMPLETING" in self.ask("squeue", "-h", "-j", job, "-o", "%T"):
+    def hurry(self, job: str, times: int = 1, seconds: float = 150.0) -> None:
+        """Wait until a job is requeued for the `times`-th time and start it; SLURM would let it wait two minutes."""
+        deadline = time.monotonic() + seconds
+        while self.field(job, "Restarts") != str(times):
+            assert time.monotonic() < deadline, f"job {job} is not requeued: {self.field(job, 'JobState')}"
             time.sleep(0.2)
+        self.wait(job, "PENDING", seconds=seconds)
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
