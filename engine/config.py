@@ -255,8 +255,8 @@ class ClusterConfig:
     max_requeues: int = 10  # times that the job is requeued after a rank died or hung, while that brings progress
     array: list[str] = field(default_factory=list)  # a task each: ["train.seed=1", "train.seed=2 optim.lr=1e-3"]
     array_limit: int | None = None  # tasks that run at a time; null: all
-    sbatch: list[str] = field(default_factory=list)  # more of sbatch's options: [--constraint=h100,--mail-type=END]
-    srun: list[str] = field(default_factory=list)  # more of srun's options: [--container-image=image.sqsh]
+    sbatch: list[str] = field(default_factory=list)  # more of sbatch's options: ["--constraint=h100"]
+    srun: list[str] = field(default_factory=list)  # more of srun's options: ["--container-image=image.sqsh"]
     prologue: list[str] = field(default_factory=list)  # lines of shell before the training: [module load cuda]
     container: str | None = None  # words that python is started by on each node: apptainer exec --nv image.sif
     python: str | None = None  # the interpreter on the nodes; null: the one that submits

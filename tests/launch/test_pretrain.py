@@ -23,7 +23,7 @@ class Recorder:
         self.outcome = outcome
         self.calls: list[tuple[list[str], int]] = []
 
-    def __call__(self, command: list[str], count: int, folder: Path, max_restarts: int) -> Outcome:
+    def __call__(self, command: list[str], count: int, folder: Path, max_restarts: int, **_: object) -> Outcome:
         self.calls.append((command, count))
         return self.outcome
 
@@ -91,6 +91,30 @@ def test_number_of_ranks(layout: dict[str, int], gpus: int, ranks: int) -> None:
     config = Config()
     vars(config.parallel).update(layout)
     assert pretrain.ranks_to_start(config, gpus) == (ranks, ranks)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "layout", "gpus", "ranks"),
+    [
+        ({"nodes": 2}, {"tp": 2, "pp": 2}, 0, (2, 4)),  # the layout's, shared out
+        ({"nodes": 2}, {"tp": 2}, 8, (8, 16)),  # the GPUs
+        ({"nodes": 3, "gpus_per_node": 4}, {"tp": 2}, 0, (4, 12)),  # submitted from a machine without any
+        ({"nodes": 2, "ranks_per_node": 1, "gpus_per_node": 4}, {"pp": 2}, 8, (1, 2)),
+    ],
+)
+def test_number_of_ranks_of_nodes(
+    cluster: dict[str, int], layout: dict[str, int], gpus: int, ranks: tuple[int, int]
+) -> None:
+    config = Config()
+    vars(config.cluster).update(kind="slurm", **cluster)
+    vars(config.parallel).update(layout)
+    assert pretrain.ranks_to_start(config, gpus) == ranks
+
+
+def test_a_dry_run_starts_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, recorder = main(monkeypatch, "--dry-run", "parallel.tp=2", "run.device=cpu")
+    assert (code, recorder.calls) == (0, [])
+    assert capsys.readouterr().out == "trimaran: 2 rank(s) would start on this machine, 2 in all.\n"
 
 
 def test_more_ranks_than_gpus_are_refused() -> None:
