@@ -21,6 +21,7 @@ from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 from engine.flight.stragglers import BusyClock
 from engine.mesh import Mesh
+from engine.models.registry import ACTIVATIONS
 from engine.models.transformer import Chunk, make_pass, parameter_shapes
 from engine.ops.philox import make_key
 from engine.optim.adamw import AdamWSettings, ShardedAdamW
@@ -292,5 +293,5 @@ def _end_costs(config: Config, vocab: int) -> tuple[float, float]:
     model = config.model
     dim = model.head_dim or model.hidden // model.heads
     attention = 2 * model.hidden * dim * (model.heads + (model.kv_heads or model.heads))
-    block = attention + (3 if model.activation == "swiglu" else 2) * model.hidden * model.ffn
+    block = attention + (3 if ACTIVATIONS.get(model.activation).gated else 2) * model.hidden * model.ffn
     return 0.0, vocab * model.hidden / block

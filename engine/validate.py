@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from engine.checkpoint.resume import ACCEPTABLE
-from engine.config import Config
+from engine.config import Config, ModelConfig
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
 from engine.faults.plan import read_plan
-from engine.models.registry import ACTIVATIONS, NORMS, POSITIONS
+from engine.models.inits import INITS, OUTPUT_INITS
+from engine.models.registry import ACTIVATIONS, BLOCKS, NORMS, POSITIONS
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
 from engine.optim.clipping import CLIP_MODES
@@ -25,6 +26,8 @@ from engine.parallel.pipeline.schedule import build
 from engine.stability.policy import check_policy
 
 _NAMES: dict[str, tuple[str, ...]] = {
+    "model.init": tuple(INITS),
+    "model.output_init": tuple(OUTPUT_INITS),
     "data.format": ("auto", "builtin", "text", "jsonl", "megatron"),
     "parallel.recompute": ("none", "selective", "full"),
     "optim.schedule": ("constant", "cosine", "linear", "inverse_sqrt", "wsd"),
@@ -36,10 +39,13 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "run.device": ("auto", "cpu", "cuda"),
 }
 
+_REGISTRIES = (NORMS, POSITIONS, ACTIVATIONS, BLOCKS)
+
 # Smallest allowed value of numbers that have one; null is allowed where the type allows it.
 _AT_LEAST: dict[str, int] = {
     "model.layers": 1, "model.hidden": 1, "model.heads": 1, "model.kv_heads": 1, "model.head_dim": 1, "model.ffn": 1,
     "model.vocab_size": 1, "model.vocab_multiple": 1, "model.max_positions": 1, "model.init_std": 0,
+    "model.rope_scaling": 1, "model.rope_scaling_context": 1,
     "data.tokenizer_vocab": 257, "data.workers": 0, "data.seq_len": 1, "data.prefetch": 0,
     "parallel.tp": 1, "parallel.pp": 1, "parallel.dp": 1, "parallel.cp": 1, "parallel.virtual_stages": 1,
     "optim.min_lr": 0, "optim.warmup_steps": 0, "optim.decay_steps": 1, "optim.weight_decay": 0, "optim.clip": 0,
@@ -58,10 +64,12 @@ _AT_MOST = {
     "model.vocab_size": 1e8, "model.max_positions": 1e9, "data.seq_len": 1e9, "train.global_batch": 1e9,
     "ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024,
     "model.embedding_grad": 1,  # it shrinks
+    "model.rope_fraction": 1,
 }  # fmt: skip
 
 _ABOVE_ZERO = (
-    "model.norm_eps", "model.rope_theta", "model.embedding_grad", "parallel.bucket_mb", "parallel.timeout_s",
+    "model.norm_eps", "model.rope_theta", "model.rope_fraction", "model.rope_scaling_low", "model.embedding_scale",
+    "model.logit_scale", "model.embedding_grad", "parallel.bucket_mb", "parallel.timeout_s",
     "optim.lr", "optim.eps", "optim.clip_z", "precision.loss_scale", "precision.min_loss_scale",
 )  # fmt: skip
 
@@ -122,7 +130,7 @@ def _get(config: Config, key: str) -> Any:
 
 
 def _check_names(config: Config) -> None:
-    registries = {f"model.{registry.trait}": tuple(registry.names()) for registry in (NORMS, POSITIONS, ACTIVATIONS)}
+    registries = {f"model.{registry.trait}": tuple(registry.names()) for registry in _REGISTRIES}
     for key, names in (_NAMES | registries).items():
         if _get(config, key) not in names:
             raise ConfigError(f"{key}={_get(config, key)} is unknown.{did_you_mean(str(_get(config, key)), names)}")
@@ -139,8 +147,9 @@ def _check_ranges(config: Config) -> None:
         if value is not None and value > most:
             raise ConfigError(f"{key}={value:g} is too large; write {most:g} or less.")
     for key in _ABOVE_ZERO:
-        if not 0 < _get(config, key) < math.inf:
-            raise ConfigError(f"{key}={_get(config, key)} is out of range; write a number above 0.")
+        value = _get(config, key)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{key}={value} is out of range; write a number above 0.")
     for key in _SHARES:
         value = _get(config, key)
         if value is not None and not 0 <= value < 1:
@@ -162,11 +171,28 @@ def _check_heads(config: Config) -> None:
             f"model.kv_heads={m.kv_heads} does not divide model.heads={m.heads}; write "
             f"{_nearest('model.kv_heads', m.kv_heads, _divisors(m.heads))}."
         )
+    if m.positions == "rope":
+        _check_rope(m)
+
+
+def _check_rope(m: ModelConfig) -> None:
     dim = m.head_dim or m.hidden // m.heads
-    if m.positions == "rope" and dim % 2:
+    turned = dim * m.rope_fraction
+    if m.rope_fraction == 1.0 and dim % 2:
         raise ConfigError(
             f"model.positions=rope rotates pairs, but a head has {dim} dimensions (model.head_dim, or model.hidden / "
             f"model.heads); write model.head_dim={dim + 1}."
+        )
+    if abs(turned - round(turned)) > 1e-6 or round(turned) % 2 or turned < 2:
+        pairs = max(1, round(turned / 2))
+        raise ConfigError(
+            f"model.rope_fraction={m.rope_fraction:g} of a head's {dim} dimensions (model.head_dim, or model.hidden / "
+            f"model.heads) is {turned:g}, which is no number of pairs; write model.rope_fraction={2 * pairs / dim:g}."
+        )
+    if m.rope_scaling_high <= m.rope_scaling_low:
+        raise ConfigError(
+            f"model.rope_scaling_high={m.rope_scaling_high:g} is not above model.rope_scaling_low="
+            f"{m.rope_scaling_low:g}; write model.rope_scaling_high={4 * m.rope_scaling_low:g}."
         )
 
 

@@ -6,7 +6,6 @@ the same kv head; each sees only its own queries, so that head's gradient is sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,56 +14,45 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.config import ModelConfig
 from engine.mesh import Axis
+from engine.models.heads import Heads, qkv_pieces
+from engine.models.inits import output
 from engine.models.registry import NORMS, POSITIONS
 from engine.models.traits import Pass
 from engine.ops.attention import attention, dropped_attention
 from engine.parallel.linear import ColumnLinear, RowLinear, TensorParallel
-from engine.parallel.sharding import VECTOR, Init, Piece, columns, rows, whole
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The heads of one rank: queries [q_start, q_start + q), and `kv` key/value heads from kv_start on.
-
-    `kv_axis` joins the ranks that hold the same kv head (size 1 when each holds its own).
-    """
-
-    q: int
-    kv: int
-    q_start: int
-    kv_start: int
-    dim: int
-    kv_axis: Axis
-
-    @classmethod
-    def of(cls, config: ModelConfig, tp: Axis, kv_axis: Axis) -> Heads:
-        kv_total = config.kv_heads or config.heads
-        q, kv = config.heads // tp.size, max(1, kv_total // tp.size)
-        kv_start = tp.rank * kv_total // tp.size
-        return cls(q, kv, tp.rank * q, kv_start, config.head_dim or config.hidden // config.heads, kv_axis)
+from engine.parallel.sharding import Init, columns, whole
 
 
 class Attention(nn.Module):
-    """[b, s, h] -> [b, s, h] (sequence shards under SP)."""
+    """[b, s, h] -> [b, s, h] (sequence shards under SP).
+
+    `gain` multiplies the standard deviation of the value and output matrices at the start.
+    """
 
     def __init__(
-        self, name: str, layer: int, config: ModelConfig, tp: TensorParallel, kv_axis: Axis, recompute: bool
+        self,
+        name: str,
+        layer: int,
+        config: ModelConfig,
+        tp: TensorParallel,
+        kv_axis: Axis,
+        recompute: bool,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.layer, self.recompute = layer, recompute
         self.dropout, self.heads_total = config.attention_dropout, config.heads
         self.heads = heads = Heads.of(config, tp.axis, kv_axis)
         self.positions = POSITIONS.get(config.positions)(config, tp, with_table=False)
-        init = Init(std=config.init_std)
         self.qkv = ColumnLinear(
-            _qkv(f"{name}.{{}}.weight", (config.hidden,), config, heads, init),
-            _qkv(f"{name}.{{}}.bias", (), config, heads, Init()) if config.attention_bias else [],
+            qkv_pieces(f"{name}.{{}}.weight", config, heads, gain),
+            qkv_pieces(f"{name}.{{}}.bias", config, heads) if config.attention_bias else [],
             tp,
         )
         # Each rank norms its own heads, of a shared kv head for its own queries: weights see a part of the gradient.
         norm = partial(NORMS.get(config.norm), hidden=heads.dim, eps=config.norm_eps, tp=tp, split=True)
         self.q_norm, self.k_norm = (norm(f"{name}.{part}_norm") if config.qk_norm else None for part in "qk")
-        out_init = Init(std=config.init_std / ((2 * config.layers) ** 0.5 if config.scaled_init else 1.0))
+        out_init = output(config, config.heads * heads.dim, gain)
         bias = [whole(f"{name}.out.bias", (config.hidden,), Init(), tp.axis, partial_grad=tp.sequence_parallel)]
         self.out = RowLinear(
             [columns(f"{name}.out.weight", (config.hidden, config.heads * heads.dim), out_init, tp.axis)],
@@ -105,16 +93,3 @@ class Attention(nn.Module):
         else:
             out_bshd = attention(qkv_bsgd, heads.q, heads.kv, ctx.keys)
         return out_bshd.reshape(b, s, heads.q * heads.dim)
-
-
-def _qkv(name: str, tail: tuple[int, ...], config: ModelConfig, heads: Heads, init: Init) -> list[Piece]:
-    """The q, k and v pieces (of a weight with tail=(hidden,), of a bias with tail=())."""
-    kind = {} if tail else {"kind": VECTOR}
-    kv_total = config.kv_heads or config.heads
-    q_start, q_stop = heads.q_start * heads.dim, (heads.q_start + heads.q) * heads.dim
-    kv_start, kv_stop = heads.kv_start * heads.dim, (heads.kv_start + heads.kv) * heads.dim
-    pieces = [rows(name.format("q"), (config.heads * heads.dim, *tail), init, q_start, q_stop, **kind)]
-    for part in ("k", "v"):
-        piece = rows(name.format(part), (kv_total * heads.dim, *tail), init, kv_start, kv_stop, **kind)
-        pieces.append(piece.shared(heads.kv_axis))
-    return pieces

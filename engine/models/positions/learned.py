@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from engine.config import ModelConfig
+from engine.models.inits import table
 from engine.models.registry import POSITIONS
 from engine.models.traits import Pass
 from engine.ops.embedding import lookup
 from engine.parallel.linear import TensorParallel
-from engine.parallel.sharding import EMBEDDING, Init, parameter, whole
+from engine.parallel.sharding import EMBEDDING, parameter, whole
 
 
 @POSITIONS.register("learned")
@@ -21,7 +22,7 @@ class LearnedPositions(nn.Module):
         self.tp = tp
         self.weight: nn.Parameter | None = None
         if with_table:
-            shape, init = (config.max_positions, config.hidden), Init(std=config.init_std)
+            shape, init = (config.max_positions, config.hidden), table(config)
             piece = whole("positions.weight", shape, init, tp.axis, partial_grad=tp.sequence_parallel, kind=EMBEDDING)
             self.weight = parameter([piece], tp.dtype, tp.device)
 

@@ -1,0 +1,78 @@
+"""Every trait of dense decoders equals the plain model's, on layouts that together cover what a trait meets there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.layouts import GPT, make_config, train_oracle
+from tests.parallel.test_parity import check
+
+BASE: dict[str, Any] = {"layers": 4, "hidden": 16, "heads": 4, "kv_heads": 4, "ffn": 24, "init_std": 0.2}
+BIASES = {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True}
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "embedding_dropout": 0.1}
+SP2 = {"tp": 2, "sequence_parallel": True}
+PIPE = {"pp": 2, "recompute": "full"}
+ALL = {"tp": 2, "sequence_parallel": True, "pp": 2, "schedule": "interleaved", "virtual_stages": 2}
+
+NEOX = {
+    **BASE, **BIASES, "block": "parallel_two_norms", "norm": "layernorm", "rope_fraction": 0.5, "activation": "gelu",
+    "init": "small", "output_init": "wang", "tied_embeddings": False,
+}  # fmt: skip
+GPT_J = {
+    **BASE, "hidden": 32, "block": "parallel", "norm": "layernorm", "rope_fraction": 0.25, "rope_interleaved": True,
+    "activation": "gelu_tanh", "mlp_bias": True, "head_bias": True, "tied_embeddings": False, **DROPOUT,
+}  # fmt: skip
+PALM = {
+    **BASE, "kv_heads": 1, "head_dim": 6, "block": "parallel", "norm": "layernorm_no_bias", "activation": "swiglu",
+    "logit_scale": None, "init": "fan_in", "output_init": "plain",
+}  # fmt: skip
+GLM = {
+    **BASE, **BIASES, **DROPOUT, "block": "deepnorm_glm", "norm": "layernorm", "activation": "geglu",
+    "embedding_grad": 0.1, "output_init": "plain",
+}  # fmt: skip
+DEEPNORM = {**BASE, "block": "deepnorm", "init": "xavier", "activation": "geglu_tanh", "final_norm": False}
+SANDWICH = {
+    **BASE, "kv_heads": 2, "block": "sandwich", "activation": "squared_relu", "embedding_scale": None,
+    "rope_scaling": 8.0, "rope_scaling_context": 32, "init": "third",
+}  # fmt: skip
+POST = {**BASE, "block": "post_norm", "activation": "reglu", "norm": "layernorm_no_bias", "qk_norm": True}
+OPT = {**GPT, "activation": "relu"}
+
+# model, layout, training seed of the other world sizes
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "neox-sp2-selective": (NEOX, {**SP2, "recompute": "selective"}, 2),
+    "gptj-tp2-pp2": (GPT_J, {"tp": 2, **PIPE}, 4),
+    "palm-all": (PALM, ALL, 4),
+    "glm-all": (GLM, {**ALL, "recompute": "full"}, 4),
+    "deepnorm-pp2": (DEEPNORM, PIPE, 2),
+    "sandwich-sp2-dp2": (SANDWICH, SP2, 4),
+    "post-tp2": (POST, {"tp": 2}, 2),
+    "opt": (OPT, {}, 1),
+}
+
+# What of a model matters: (model, field, another value) must change its training.
+CHANGES: list[tuple[dict[str, Any], str, Any]] = [
+    (NEOX, "block", "parallel"), (NEOX, "block", "pre_norm"), (NEOX, "rope_fraction", 1.0), (NEOX, "init", "normal"),
+    (NEOX, "output_init", "scaled"), (NEOX, "output_init", "plain"), (GPT_J, "rope_interleaved", False),
+    (GPT_J, "head_bias", False), (PALM, "logit_scale", 1.0), (PALM, "norm", "layernorm"), (PALM, "init", "small"),
+    (GLM, "block", "deepnorm"), (GLM, "activation", "geglu_tanh"), (DEEPNORM, "block", "post_norm"),
+    (DEEPNORM, "init", "normal"), (SANDWICH, "block", "pre_norm"), (SANDWICH, "activation", "relu"),
+    (SANDWICH, "embedding_scale", 1.0), (SANDWICH, "rope_scaling", 1.0), (SANDWICH, "rope_scaling_low", 0.5),
+    (SANDWICH, "rope_scaling_high", 3.0), (SANDWICH, "rope_scaling_context", 64), (SANDWICH, "init", "normal"),
+    (POST, "final_norm", False), (POST, "activation", "swiglu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_traits_equal_the_plain_model(name: str) -> None:
+    model, parallel, world = CASES[name]
+    check(make_config(model=model, parallel=parallel), world, 1e-10, masked=True)
+
+
+@pytest.mark.parametrize(("model", "field", "value"), CHANGES, ids=[f"{field}-{value}" for _, field, value in CHANGES])
+def test_every_trait_matters(model: dict[str, Any], field: str, value: Any) -> None:
+    """The comparison above is not of things that never act."""
+    losses = [train_oracle(make_config(model=m), 2)["losses"] for m in (model, {**model, field: value})]
+    assert abs(losses[0][1] / losses[1][1] - 1) > 1e-7
