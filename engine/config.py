@@ -30,7 +30,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     qk_norm: bool = False  # a `norm` over each head of q and of k, before positions (arXiv 2302.05442)
     embedding_norm: bool = False  # a `norm` right after the token embedding (BLOOM, arXiv 2211.05100)
-    positions: str = "rope"  # rope | learned
+    positions: str = "rope"  # rope | learned | sinusoidal | none | alibi | t5 | transformer_xl
     rope_theta: float = 10000.0
     rope_fraction: float = 1.0  # share of a head's features that turn, the first ones (GPT-NeoX-20B: 0.25)
     rope_interleaved: bool = False  # pairs are neighbours (GPT-J), not feature i and i + half (Llama)
@@ -39,7 +39,14 @@ class ModelConfig:
     rope_scaling_high: float = 4.0  # fast, and left alone: more turns than this; between the two a mixture
     rope_scaling_context: int = 8192  # tokens of the context before scaling
     max_positions: int = 2048  # rows of the learned position table; upper bound of data.seq_len for it
+    relative_buckets: int = 32  # of distances, for positions=t5 (arXiv 1910.10683)
+    relative_distance: int = 128  # from which on all distances share the last bucket
+    query_layer: bool = False  # queries of the last layer come from a second position table (PanGu-alpha)
     activation: str = "swiglu"  # swiglu | geglu | geglu_tanh | reglu | gelu | gelu_tanh | relu | squared_relu
+    attention_window: int | None = None  # tokens that a query sees, its own included; null: all before it
+    window_interval: int = 1  # the window is on every so manieth layer, the last included (GPT-3: 2); others see all
+    attention_softcap: float = 0.0  # scores become cap * tanh(score / cap) (Grok-1: 30); 0: as they are
+    attention_scale: float | None = None  # factor of the scores; null: 1 / sqrt(head_dim); T5: 1
     attention_bias: bool = False  # bias of the q, k, v projections
     attention_out_bias: bool = False  # bias of the attention output projection
     mlp_bias: bool = False  # biases of the feed-forward projections

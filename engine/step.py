@@ -21,7 +21,7 @@ from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 from engine.flight.stragglers import BusyClock
 from engine.mesh import Mesh
-from engine.models.registry import ACTIVATIONS
+from engine.models.registry import ACTIVATIONS, POSITIONS
 from engine.models.transformer import Chunk, make_pass, parameter_shapes
 from engine.ops.philox import make_key
 from engine.optim.adamw import AdamWSettings, ShardedAdamW
@@ -121,11 +121,13 @@ class Stepper:
         ranges = split_layers(
             c.model.layers, mesh.pp.size * self.virtual, c.parallel.stage_layers, *_end_costs(c, vocab)
         )
+        self.shared = POSITIONS.get(c.model.positions).shared(c.model, self.tp, mesh.pp)
         chunks: list[Chunk] = []
         for virtual in range(mesh.pp.rank, len(ranges), mesh.pp.size):
             chunks.append(
                 Chunk(c.model, vocab, ranges[virtual], self.tp, kv_axis=kv_axis, embedding_axis=mesh.embedding,
-                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb, z_loss=c.train.z_loss)
+                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb, z_loss=c.train.z_loss,
+                      shared=self.shared)
             )  # fmt: skip
         return chunks
 
@@ -137,6 +139,8 @@ class Stepper:
         first, last = self.chunks[0], self.chunks[-1]
         if first.is_first and last.is_last and self.config.model.tied_embeddings:
             weights[last.head] = 2  # looked up by the first chunk, multiplied by the last
+        for weight in [] if self.shared is None else self.shared.parameters():
+            weights[weight] = len(self.chunks)
         optim, parallel = self.config.optim, self.config.parallel
 
         def decays(piece: Piece) -> bool:

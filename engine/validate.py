@@ -16,6 +16,7 @@ from engine.config import Config, ModelConfig
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
 from engine.faults.plan import read_plan
+from engine.models.attention import written_out
 from engine.models.inits import INITS, OUTPUT_INITS
 from engine.models.registry import ACTIVATIONS, BLOCKS, NORMS, POSITIONS
 from engine.ops import backend
@@ -45,7 +46,8 @@ _REGISTRIES = (NORMS, POSITIONS, ACTIVATIONS, BLOCKS)
 _AT_LEAST: dict[str, int] = {
     "model.layers": 1, "model.hidden": 1, "model.heads": 1, "model.kv_heads": 1, "model.head_dim": 1, "model.ffn": 1,
     "model.vocab_size": 1, "model.vocab_multiple": 1, "model.max_positions": 1, "model.init_std": 0,
-    "model.rope_scaling": 1, "model.rope_scaling_context": 1,
+    "model.attention_window": 1, "model.window_interval": 1, "model.attention_softcap": 0,
+    "model.relative_buckets": 2, "model.rope_scaling": 1, "model.rope_scaling_context": 1,
     "data.tokenizer_vocab": 257, "data.workers": 0, "data.seq_len": 1, "data.prefetch": 0,
     "parallel.tp": 1, "parallel.pp": 1, "parallel.dp": 1, "parallel.cp": 1, "parallel.virtual_stages": 1,
     "optim.min_lr": 0, "optim.warmup_steps": 0, "optim.decay_steps": 1, "optim.weight_decay": 0, "optim.clip": 0,
@@ -69,6 +71,7 @@ _AT_MOST = {
 
 _ABOVE_ZERO = (
     "model.norm_eps", "model.rope_theta", "model.rope_fraction", "model.rope_scaling_low", "model.embedding_scale",
+    "model.attention_scale",
     "model.logit_scale", "model.embedding_grad", "parallel.bucket_mb", "parallel.timeout_s",
     "optim.lr", "optim.eps", "optim.clip_z", "precision.loss_scale", "precision.min_loss_scale",
 )  # fmt: skip
@@ -173,6 +176,35 @@ def _check_heads(config: Config) -> None:
         )
     if m.positions == "rope":
         _check_rope(m)
+    _check_positions(m)
+
+
+def _check_positions(m: ModelConfig) -> None:
+    if m.positions in ("sinusoidal", "transformer_xl") and m.hidden % 2:
+        raise ConfigError(
+            f"model.positions={m.positions} needs an even width, but model.hidden={m.hidden}; write "
+            f"model.hidden={m.hidden + 1}."
+        )
+    if m.positions == "t5" and m.relative_distance <= m.relative_buckets // 2:
+        raise ConfigError(
+            f"model.relative_distance={m.relative_distance} is not above half of model.relative_buckets="
+            f"{m.relative_buckets}; write model.relative_distance={4 * m.relative_buckets}."
+        )
+    if m.query_layer and m.positions != "learned":
+        raise ConfigError(
+            f"model.query_layer=true takes queries from a table of positions, but model.positions={m.positions}; write "
+            "model.positions=learned or model.query_layer=false."
+        )
+    if m.window_interval > m.layers:
+        raise ConfigError(
+            f"model.window_interval={m.window_interval} is more than model.layers={m.layers}: no layer would have the "
+            f"window; write model.window_interval={m.layers} or less."
+        )
+    if m.window_interval > 1 and m.attention_window is None:
+        raise ConfigError(
+            f"model.window_interval={m.window_interval} says which layers have a window, but model.attention_window is "
+            "null; write model.attention_window=256 or model.window_interval=1."
+        )
 
 
 def _check_rope(m: ModelConfig) -> None:
@@ -372,10 +404,11 @@ def _check_ops(config: Config) -> None:
     m, o = config.model, config.ops
     on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
     backend.check(o.backend, o.overrides, "cuda" if on_gpu else "cpu", DTYPES[config.precision.dtype])
-    if o.overrides.get("attention") == "flash" and m.attention_dropout > 0:
+    named = o.overrides.get("attention", "auto")
+    why = [part for part in written_out(m) if not (named == "flash" and "softcap" in part)]
+    if named not in ("auto", "reference") and why:
         raise ConfigError(
-            f"ops.overrides.attention=flash cannot drop by token as model.attention_dropout={m.attention_dropout:g} "
-            "asks; write ops.overrides.attention=auto."
+            f"ops.overrides.attention={named} does not know what {why[0]} asks for; write ops.overrides.attention=auto."
         )
     dim = m.head_dim or m.hidden // m.heads
     for op in ("attention", "rope"):

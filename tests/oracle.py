@@ -62,6 +62,8 @@ class PlainModel:
             x = self._norm(x, "embedding_norm")
         if c.positions == "learned":
             x = x + w["positions.weight"][positions_bs]
+        if c.positions == "sinusoidal":
+            x = x + self._waves(positions_bs)
         x = self._drop(x, c.embedding_dropout, batch, -1, "embedding", batch.rows_bs)
         for layer in range(c.layers):
             x = self._block(x, layer, batch)
@@ -154,19 +156,68 @@ class PlainModel:
         c, name = self.config, f"layers.{layer}.attention"
         b, s, _ = x.shape
         kv, dim = c.kv_heads or c.heads, c.head_dim or c.hidden // c.heads
-        q = self._linear(x, f"{name}.q").view(b, s, c.heads, dim)
+        asks = c.query_layer and layer == c.layers - 1
+        q = self._linear(self.weights["query_positions.weight"][batch.positions_bs] if asks else x, f"{name}.q")
+        q = q.view(b, s, c.heads, dim)
         k, v = (self._linear(x, f"{name}.{part}").view(b, s, kv, dim) for part in "kv")
         if c.qk_norm:
             q, k = self._norm(q, f"{name}.q_norm"), self._norm(k, f"{name}.k_norm")
         if c.positions == "rope":
             q, k = self._rotate(q, batch.positions_bs), self._rotate(k, batch.positions_bs)
         k, v = (t.repeat_interleave(c.heads // kv, dim=2) for t in (k, v))
-        scores = torch.einsum("bqhd,bkhd->bqhk", q, k) / math.sqrt(dim)
-        scores = scores.masked_fill(~batch.mask_bss[:, :, None, :], -math.inf)
+        scores = self._scores(q, k, name) * (1 / math.sqrt(dim) if c.attention_scale is None else c.attention_scale)
+        if c.attention_softcap:
+            scores = c.attention_softcap * torch.tanh(scores / c.attention_softcap)
+        distance = torch.arange(s)[:, None] - torch.arange(s)
+        if c.positions == "alibi":
+            scores = scores - self._slopes()[:, None] * distance[:, None, :]
+        if c.positions == "t5":
+            buckets = [[self._bucket(int(d)) for d in row] for row in distance]
+            scores = scores + self.weights["relative_bias.weight"][:, torch.tensor(buckets)].transpose(0, 1)
+        mask_bss = batch.mask_bss
+        if c.attention_window is not None and layer % c.window_interval == c.window_interval - 1:
+            mask_bss = mask_bss & (distance < c.attention_window)
+        scores = scores.masked_fill(~mask_bss[:, :, None, :], -math.inf)
         rows = batch.rows_bs[:, :, None] * c.heads + torch.arange(c.heads)
         probs = self._drop(scores.softmax(-1), c.attention_dropout, batch, layer, "attention", rows)
         out = torch.einsum("bqhk,bkhd->bqhd", probs, v).reshape(b, s, c.heads * dim)
         return self._linear(out, f"{name}.out")
+
+    def _scores(self, q: Tensor, k: Tensor, name: str) -> Tensor:
+        """q k, or what Transformer-XL makes of it, written out distance by distance: [b, q, h, k]."""
+        if self.config.positions != "transformer_xl":
+            return torch.einsum("bqhd,bkhd->bqhk", q, k)
+        s, shape = q.shape[1], q.shape[2:]
+        u, v = (self.weights[f"{name}.{part}.bias"].view(shape) for part in ("content", "place"))
+        r = self._linear(self._waves(torch.arange(s)), f"{name}.distance").view(s, *shape)
+        rows = []
+        for i in range(s):
+            distances = (i - torch.arange(s)).clamp(min=0)
+            content = torch.einsum("bhd,bkhd->bhk", q[:, i] + u, k)
+            rows.append(content + torch.einsum("bhd,khd->bhk", q[:, i] + v, r[distances]))
+        return torch.stack(rows, dim=1)
+
+    def _waves(self, positions: Tensor) -> Tensor:
+        """Sines, then cosines; float32 angles."""
+        width = self.config.hidden
+        angle = positions[..., None].float() * (1.0 / (10000.0 ** (torch.arange(0, width, 2).float() / width)))
+        return torch.cat([angle.sin(), angle.cos()], -1).to(self.weights["embedding.weight"].dtype)
+
+    def _slopes(self) -> Tensor:
+        """The published recipe: a geometric sequence for powers of two, every other one of twice as many beyond."""
+        n = self.config.heads
+        whole = 1 << (n.bit_length() - 1)
+        first = [(2 ** (-8 / whole)) ** (i + 1) for i in range(whole)]
+        twice = [(2 ** (-8 / (2 * whole))) ** (i + 1) for i in range(2 * whole)]
+        return torch.tensor(first + twice[0::2][: n - whole], dtype=torch.float32)
+
+    def _bucket(self, distance: int) -> int:
+        c = self.config
+        distance, exact = max(distance, 0), c.relative_buckets // 2
+        if distance < exact:
+            return distance
+        grown = math.log(distance / exact) / math.log(c.relative_distance / exact) * (c.relative_buckets - exact)
+        return min(exact + int(grown), c.relative_buckets - 1)
 
     def _mlp(self, x: Tensor, prefix: str) -> Tensor:
         up, curve = self._linear(x, f"{prefix}.mlp.up"), CURVES[self.config.activation]
@@ -187,7 +238,8 @@ def train(
     decay_embeddings: bool = True,
 ) -> tuple[list[float], list[float]]:
     """Run one AdamW step per batch; return losses and gradient norms before clipping. Vectors do not decay."""
-    tables = () if decay_embeddings else ("embedding.weight", "positions.weight")
+    tables = ("embedding.weight", "positions.weight", "query_positions.weight", "relative_bias.weight")
+    tables = () if decay_embeddings else tables
     decayed = [w for name, w in model.weights.items() if w.ndim > 1 and name not in tables]
     others = [w for name, w in model.weights.items() if w.ndim == 1 or name in tables]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -12,6 +12,7 @@ from engine.config import ModelConfig
 from engine.mesh import Axis
 from engine.models.attention import Attention
 from engine.models.mlp import FeedForward
+from engine.models.query_layer import QueryAttention
 from engine.models.registry import NORMS
 from engine.models.traits import Norm, Pass
 from engine.ops.dropout import add_dropout, dropout
@@ -35,7 +36,9 @@ class Block(nn.Module):
         self.norms = nn.ModuleDict(
             {part: norm(f"{name}.{part}", config.hidden, config.norm_eps, tp) for part in self.NORMS}
         )
-        self.attention = Attention(f"{name}.attention", layer, config, tp, kv_axis, recompute == "selective", gain)
+        is_query_layer = config.query_layer and layer == config.layers - 1
+        attention = QueryAttention if is_query_layer else Attention
+        self.attention = attention(f"{name}.attention", layer, config, tp, kv_axis, recompute == "selective", gain)
         self.mlp = FeedForward(f"{name}.mlp", config, tp, gain)
 
     @classmethod

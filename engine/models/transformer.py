@@ -14,7 +14,7 @@ from engine.mesh import Axis
 from engine.models.block import drop_hidden
 from engine.models.inits import matrix, table
 from engine.models.registry import BLOCKS, NORMS, POSITIONS
-from engine.models.traits import Pass
+from engine.models.traits import Pass, SharedPositions
 from engine.ops.gradient import scale_gradient
 from engine.ops.key_ranges import KeyRanges
 from engine.parallel.cross_entropy import LossTerms
@@ -30,7 +30,8 @@ class Chunk(nn.Module):
     """Blocks [start, stop) of the model; the first chunk embeds tokens, the last gives logits.
 
     `head` is the weight of the output projection on the last chunk: its own, or for tied embeddings the table of
-    this chunk, or a second copy of it when another rank embeds (`embedding_axis` of size 2 joins the two).
+    this chunk, or a second copy of it when another rank embeds (`embedding_axis` of size 2 joins the two). `shared` is
+    what all layers have in common; the chunks of a rank have one of it.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Chunk(nn.Module):
         recompute: str = "none",
         head_block_mb: float | None = None,
         z_loss: float = 0.0,
+        shared: SharedPositions | None = None,
     ) -> None:
         super().__init__()
+        self.shared = shared
         self.config, self.tp, self.head_block_mb, self.z_loss = config, tp, head_block_mb, z_loss
         self.is_first, self.is_last = layers[0] == 0, layers[1] == config.layers
         self.embedding_scale = math.sqrt(config.hidden) if config.embedding_scale is None else config.embedding_scale
@@ -92,6 +95,8 @@ class Chunk(nn.Module):
             x_bsh = drop_hidden(x_bsh, self.config.embedding_dropout, ctx, EMBEDDING_LAYER, "embedding", self.tp)
         else:
             x_bsh = hidden_bsh
+        if self.shared is not None:
+            self.shared(ctx)
         for block in self.blocks:
             x_bsh = block(x_bsh, ctx)
         # The logits' factor, where it is cheapest.
@@ -136,7 +141,8 @@ def plain_chunk(config: ModelConfig, vocab: int, dtype: torch.dtype, device: tor
     """Build the whole model for one process without process groups; its weights are not initialised."""
     alone = Axis("tp", 1, 0, None, (0,))
     tp = TensorParallel(alone, False, dtype, device)
-    return Chunk(config, vocab, (0, config.layers), tp, kv_axis=alone, embedding_axis=alone)
+    shared = POSITIONS.get(config.positions).shared(config, tp, alone)
+    return Chunk(config, vocab, (0, config.layers), tp, kv_axis=alone, embedding_axis=alone, shared=shared)
 
 
 def parameter_shapes(config: ModelConfig, vocab: int) -> dict[str, tuple[int, ...]]:

@@ -39,8 +39,22 @@ SANDWICH = {
 }  # fmt: skip
 POST = {**BASE, "block": "post_norm", "activation": "reglu", "norm": "layernorm_no_bias", "qk_norm": True}
 OPT = {**GPT, "activation": "relu"}
+BLOOM = {
+    **BASE, **BIASES, **DROPOUT, "hidden": 24, "heads": 6, "kv_heads": 2, "positions": "alibi", "norm": "layernorm",
+    "embedding_norm": True, "activation": "gelu_tanh", "attention_window": 9,
+}  # fmt: skip
+GPT_3 = {**GPT, "activation": "gelu", "attention_window": 5, "window_interval": 2, "attention_scale": 0.3}
+GROK = {**BASE, "kv_heads": 2, "block": "sandwich", "attention_softcap": 0.5, "positions": "none"}
+LAMDA = {
+    **BASE, "head_dim": 8, "positions": "t5", "relative_buckets": 6, "relative_distance": 12, "activation": "geglu",
+    "attention_scale": 1.0, "norm": "layernorm_no_bias",
+}  # fmt: skip
+GOPHER = {**BASE, **BIASES, "positions": "transformer_xl", "activation": "gelu", "attention_dropout": 0.1}
+FIRST = {**BASE, **BIASES, "block": "post_norm", "norm": "layernorm", "positions": "sinusoidal", "activation": "relu",
+         "final_norm": False}  # fmt: skip
+PANGU = {**GPT, "kv_heads": 2, "query_layer": True, "tied_embeddings": True}
 
-# model, layout, training seed of the other world sizes
+# model, layout, ranks
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "neox-sp2-selective": (NEOX, {**SP2, "recompute": "selective"}, 2),
     "gptj-tp2-pp2": (GPT_J, {"tp": 2, **PIPE}, 4),
@@ -50,6 +64,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "sandwich-sp2-dp2": (SANDWICH, SP2, 4),
     "post-tp2": (POST, {"tp": 2}, 2),
     "opt": (OPT, {}, 1),
+    "bloom-sp2-pp2": (BLOOM, {**SP2, "pp": 2}, 4),
+    "gpt3-pp2-selective": (GPT_3, {"pp": 2, "recompute": "selective"}, 2),
+    "grok-tp4": (GROK, {"tp": 4}, 4),
+    "lamda-all": (LAMDA, {**ALL, "recompute": "full"}, 4),
+    "lamda-dp2": (LAMDA, {"pp": 2, "recompute": "selective"}, 4),
+    "gopher-all": (GOPHER, {**ALL, "recompute": "full"}, 4),
+    "gopher-selective": (GOPHER, {"tp": 2, "recompute": "selective"}, 2),
+    "first": (FIRST, SP2, 2),
+    "pangu-all": (PANGU, {**ALL, "recompute": "full"}, 4),
 }
 
 # What of a model matters: (model, field, another value) must change its training.
@@ -61,7 +84,11 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (DEEPNORM, "init", "normal"), (SANDWICH, "block", "pre_norm"), (SANDWICH, "activation", "relu"),
     (SANDWICH, "embedding_scale", 1.0), (SANDWICH, "rope_scaling", 1.0), (SANDWICH, "rope_scaling_low", 0.5),
     (SANDWICH, "rope_scaling_high", 3.0), (SANDWICH, "rope_scaling_context", 64), (SANDWICH, "init", "normal"),
-    (POST, "final_norm", False), (POST, "activation", "swiglu"),
+    (POST, "final_norm", False), (POST, "activation", "swiglu"), (BLOOM, "positions", "none"),
+    (BLOOM, "attention_window", 8), (GPT_3, "window_interval", 1), (GPT_3, "attention_scale", None),
+    (GROK, "attention_softcap", 0.0), (GROK, "positions", "rope"), (LAMDA, "relative_buckets", 8),
+    (LAMDA, "relative_distance", 14), (LAMDA, "positions", "none"), (LAMDA, "attention_scale", None),
+    (GOPHER, "positions", "none"), (FIRST, "positions", "none"), (PANGU, "query_layer", False),
 ]  # fmt: skip
 
 
