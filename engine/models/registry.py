@@ -36,7 +36,7 @@ class Registry:
 
     def get(self, name: str) -> Any:
         """Return the component called `name`; raise ConfigError with the nearest name."""
-        if name not in self.names():
+        if name not in self._components and name not in self.names():
             raise ConfigError(f"model.{self.trait}={name} is unknown.{did_you_mean(name, self.names())}")
         return self._components[name]
 
