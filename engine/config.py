@@ -24,24 +24,43 @@ class ModelConfig:
     ffn: int = 704  # width of the feed-forward layer (of the gate, for gated activations)
     vocab_size: int | None = None  # null: the tokenizer's size rounded up to a multiple of `vocab_multiple`
     vocab_multiple: int = 64  # rounding for vocab_size=null; independent of the layout
-    norm: str = "rmsnorm"  # rmsnorm | layernorm
+    block: str = "pre_norm"  # pre_norm | post_norm | deepnorm | deepnorm_glm | sandwich | parallel | parallel_two_norms
+    final_norm: bool = True  # a `norm` before the output projection
+    norm: str = "rmsnorm"  # rmsnorm | layernorm | layernorm_no_bias
     norm_eps: float = 1e-5
     qk_norm: bool = False  # a `norm` over each head of q and of k, before positions (arXiv 2302.05442)
     embedding_norm: bool = False  # a `norm` right after the token embedding (BLOOM, arXiv 2211.05100)
-    positions: str = "rope"  # rope | learned
+    positions: str = "rope"  # rope | learned | sinusoidal | none | alibi | t5 | transformer_xl
     rope_theta: float = 10000.0
+    rope_fraction: float = 1.0  # share of a head's features that turn, the first ones (GPT-NeoX-20B: 0.25)
+    rope_interleaved: bool = False  # pairs are neighbours (GPT-J), not feature i and i + half (Llama)
+    rope_scaling: float = 1.0  # slow rotations are this many times slower (Llama 3.1: 8, arXiv 2407.21783); 1: none
+    rope_scaling_low: float = 1.0  # slow: fewer turns than this in rope_scaling_context
+    rope_scaling_high: float = 4.0  # fast, and left alone: more turns than this; between the two a mixture
+    rope_scaling_context: int = 8192  # tokens of the context before scaling
     max_positions: int = 2048  # rows of the learned position table; upper bound of data.seq_len for it
-    activation: str = "swiglu"  # swiglu | gelu | gelu_tanh
+    relative_buckets: int = 32  # of distances, for positions=t5 (arXiv 1910.10683)
+    relative_distance: int = 128  # from which on all distances share the last bucket
+    query_layer: bool = False  # queries of the last layer come from a second position table (PanGu-alpha)
+    activation: str = "swiglu"  # swiglu | geglu | geglu_tanh | reglu | gelu | gelu_tanh | relu | squared_relu
+    attention_window: int | None = None  # tokens that a query sees, its own included; null: all before it
+    window_interval: int = 1  # the window is on every so manieth layer, the last included (GPT-3: 2); others see all
+    attention_softcap: float = 0.0  # scores become cap * tanh(score / cap) (Grok-1: 30); 0: as they are
+    attention_scale: float | None = None  # factor of the scores; null: 1 / sqrt(head_dim); T5: 1
     attention_bias: bool = False  # bias of the q, k, v projections
     attention_out_bias: bool = False  # bias of the attention output projection
     mlp_bias: bool = False  # biases of the feed-forward projections
     tied_embeddings: bool = True  # the output projection is the embedding matrix
+    head_bias: bool = False  # bias of the output projection (GPT-J)
+    embedding_scale: float | None = 1.0  # factor of the token embeddings; null: sqrt(hidden)
+    logit_scale: float | None = 1.0  # factor of the logits; null: 1 / sqrt(hidden) (PaLM, T5)
     hidden_dropout: float = 0.0  # after attention, after the feed-forward layer
     attention_dropout: float = 0.0  # on the attention probabilities
     embedding_dropout: float = 0.0  # on the sum of the embeddings
     embedding_grad: float = 1.0  # share of the gradient that token look-ups receive (GLM-130B, arXiv 2210.02414: 0.1)
-    init_std: float = 0.02  # standard deviation of normal weight initialisation
-    scaled_init: bool = True  # output projections start with init_std / sqrt(2 * layers) (GPT-2)
+    init: str = "normal"  # std of weights: normal (init_std) | small | third | fan_in | xavier (engine/models/inits.py)
+    init_std: float = 0.02  # standard deviation of init=normal
+    output_init: str = "scaled"  # of attention's and the feed-forward's last matrix: scaled | plain | wang (same file)
 
 
 @dataclass

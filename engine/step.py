@@ -21,6 +21,7 @@ from engine.flight import phases
 from engine.flight.recorder import FLIGHT
 from engine.flight.stragglers import BusyClock
 from engine.mesh import Mesh
+from engine.models.registry import ACTIVATIONS, POSITIONS
 from engine.models.transformer import Chunk, make_pass, parameter_shapes
 from engine.ops.philox import make_key
 from engine.optim.adamw import AdamWSettings, ShardedAdamW
@@ -120,11 +121,13 @@ class Stepper:
         ranges = split_layers(
             c.model.layers, mesh.pp.size * self.virtual, c.parallel.stage_layers, *_end_costs(c, vocab)
         )
+        self.shared = POSITIONS.get(c.model.positions).shared(c.model, self.tp, mesh.pp)
         chunks: list[Chunk] = []
         for virtual in range(mesh.pp.rank, len(ranges), mesh.pp.size):
             chunks.append(
                 Chunk(c.model, vocab, ranges[virtual], self.tp, kv_axis=kv_axis, embedding_axis=mesh.embedding,
-                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb, z_loss=c.train.z_loss)
+                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb, z_loss=c.train.z_loss,
+                      shared=self.shared)
             )  # fmt: skip
         return chunks
 
@@ -136,6 +139,8 @@ class Stepper:
         first, last = self.chunks[0], self.chunks[-1]
         if first.is_first and last.is_last and self.config.model.tied_embeddings:
             weights[last.head] = 2  # looked up by the first chunk, multiplied by the last
+        for weight in [] if self.shared is None else self.shared.parameters():
+            weights[weight] = len(self.chunks)
         optim, parallel = self.config.optim, self.config.parallel
 
         def decays(piece: Piece) -> bool:
@@ -292,5 +297,5 @@ def _end_costs(config: Config, vocab: int) -> tuple[float, float]:
     model = config.model
     dim = model.head_dim or model.hidden // model.heads
     attention = 2 * model.hidden * dim * (model.heads + (model.kv_heads or model.heads))
-    block = attention + (3 if model.activation == "swiglu" else 2) * model.hidden * model.ffn
+    block = attention + (3 if ACTIVATIONS.get(model.activation).gated else 2) * model.hidden * model.ffn
     return 0.0, vocab * model.hidden / block

@@ -26,6 +26,7 @@ from engine.flight.watchdog import OnHang, Watchdog, dump_stacks
 from engine.guard import Guard, signals_of
 from engine.machines import Machines
 from engine.mesh import HANG_GRACE_S, Mesh, join_world
+from engine.models.attention import written_out
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
 from engine.monitor.metrics import ERROR, INFO, WARN
@@ -140,6 +141,8 @@ class Trainer:
         self.monitor.event(f"data {self.data.summary}")
         for line in backend.describe(self.device.torch_device.type, self.stepper.dtype):
             self.monitor.event(line)
+        if why := written_out(config.model):
+            self.monitor.event(f"kernels no fused attention: probabilities are held in full for {', '.join(why)}")
         self.monitor.event(self.guard.describe(self.states.memory))
         if checkpoint is not None:
             self.monitor.event(f"continuing from {checkpoint.path} at step {self.states.step}")

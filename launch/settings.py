@@ -29,6 +29,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from engine.config import Config
 from engine.errors import ConfigError, EngineError, did_you_mean
+from engine.models.presets import tiny_presets
 from launch.helptext import template
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -118,12 +119,14 @@ def _run_hydra(task: Task, argv: list[str], swept: list[Override]) -> None:
 
 
 def _register() -> None:
-    """Give Hydra the schema, so that types and keys are enforced, and the help page."""
+    """Give Hydra the schema, so that types and keys are enforced, small versions of all models, and the help page."""
     schema = OmegaConf.structured(Config)
     for key in open_keys():
         OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
+    for name, small in tiny_presets(CONF / "model").items():
+        store.store(group="model", name=name, node=dataclasses.asdict(small))
     store.store(group="hydra/help", name="trimaran", node={"app_name": "trimaran", "template": template()})
 
 

@@ -38,6 +38,11 @@ class KeyRanges:
         first_1s = torch.zeros(1, s, dtype=torch.int32, device=device)
         return cls(first_1s, torch.full_like(first_1s, s - 1))
 
+    def within(self, window: int) -> KeyRanges:
+        """Return those of the same keys that are the query's own, or among the `window` - 1 before it, or ahead."""
+        places_s = torch.arange(self.first_bs.shape[1], dtype=torch.int32, device=self.first_bs.device)
+        return KeyRanges(torch.maximum(self.first_bs, places_s - (window - 1)), self.last_bs)
+
     @cached_property
     def mask_b1ss(self) -> Tensor:
         """The same as booleans (True: sees), for kernels that know nothing else."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.ops import backend
-from engine.ops.attention import attention, dropped_attention
+from engine.ops.attention import Drop, Scores, attention
 from engine.ops.key_ranges import KeyRanges
 from engine.ops.philox import make_key, random_bits
 from tests.ops.witness import check, check_bf16, draw
@@ -44,7 +44,7 @@ def judge(
     qkv: Tensor, heads: int, kv_heads: int, keys: KeyRanges, slopes: Tensor | None = None, slack: float = 8
 ) -> None:
     check(
-        lambda x: attention(x, heads, kv_heads, keys, slopes_h=slopes),
+        lambda x: attention(x, heads, kv_heads, keys, scores=Scores(slopes_h=slopes)),
         lambda x: plain(x, heads, kv_heads, keys.mask_b1ss, slopes=slopes),
         qkv, slack=slack,
     )  # fmt: skip
@@ -202,9 +202,7 @@ def test_dropout_is_addressed_by_global_token_and_head(masked: bool, offset: int
     kept = random_bits(key, rows * s + torch.arange(s)) >= int(p * 2**32)
     keys = KeyRanges.documents(DOCUMENTS) if masked else KeyRanges.causal(s, CPU)
     check(
-        lambda x: dropped_attention(
-            x, heads, 2, keys, p=p, key=key, rows_bs=rows_bs, head_offset=offset, heads_total=heads_total
-        ),
+        lambda x: attention(x, heads, 2, keys, drop=Drop(p, key, rows_bs, offset, heads_total)),
         lambda x: plain(x, heads, 2, keys.mask_b1ss, kept.double() / (1 - p)),
         packed(b, s, heads, 2, 6),
     )
