@@ -17,6 +17,7 @@ from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
 from engine.faults.plan import read_plan
 from engine.models.registry import ACTIVATIONS, NORMS, POSITIONS
+from engine.objectives.rules import check_objective
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
 from engine.optim.clipping import CLIP_MODES
@@ -84,6 +85,7 @@ def validate(config: Config, world_size: int | None) -> None:
         _check_batches(config, dp)
     _check_ramp(config)
     _check_data(config)
+    check_objective(config)
     _check_optim(config)
     _check_precision(config)
     check_policy(config.stability)
@@ -172,7 +174,7 @@ def _check_heads(config: Config) -> None:
 
 def _check_sequence(config: Config) -> None:
     m, d = config.model, config.data
-    if m.positions == "learned" and d.seq_len > m.max_positions:
+    if m.positions in ("learned", "learned_2d") and d.seq_len > m.max_positions:
         raise ConfigError(
             f"data.seq_len={d.seq_len} is more than model.max_positions={m.max_positions} learned positions; write "
             f"data.seq_len={m.max_positions} or model.max_positions={d.seq_len}."

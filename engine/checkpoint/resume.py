@@ -24,7 +24,10 @@ FIXED = (
     "model.tied_embeddings", "model.rope_theta", "model.norm_eps", "model.qk_norm", "model.embedding_norm",
     "model.vocab_size",
 )  # fmt: skip
-ACCEPTABLE = ("train.seed", "data.seq_len", "data.split", "data.paths")
+ACCEPTABLE = (
+    "train.seed", "data.seq_len", "data.split", "objective.name", "objective.noise", "objective.span",
+    "objective.denoisers", "data.paths",
+)  # fmt: skip
 _UNTOLD = {  # no more than where files lie and what is shown; or told otherwise
     "train.log_interval", "model.name", "data.cache_dir", "data.workers", "data.prefetch", "data.format",
     "data.tokenizer", *FIXED, *ACCEPTABLE,
