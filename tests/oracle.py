@@ -30,6 +30,8 @@ class PlainModel:
         step: int | None = None,
         documents_bs: Tensor | None = None,
         positions_bs: Tensor | None = None,
+        prefix_bs: Tensor | None = None,
+        blocks_bs: Tensor | None = None,
     ) -> Tensor:
         """Return [b, s, v]; `step` switches dropout on and addresses it."""
         c, w = self.config, self.weights
@@ -38,13 +40,18 @@ class PlainModel:
         positions_bs = torch.arange(s).expand(b, s) if positions_bs is None else positions_bs
         mask_bss = torch.ones(s, s, dtype=torch.bool).tril().expand(b, s, s)
         if documents_bs is not None:
-            mask_bss = mask_bss & (documents_bs[:, :, None] == documents_bs[:, None, :])
+            together_bss = documents_bs[:, :, None] == documents_bs[:, None, :]
+            mask_bss = mask_bss & together_bss
+            if prefix_bs is not None:
+                mask_bss = mask_bss | (together_bss & prefix_bs[:, None, :])
         x = w["embedding.weight"][tokens_bs]
         x = c.embedding_grad * x + (1 - c.embedding_grad) * x.detach()
         if c.embedding_norm:
             x = self._norm(x, "embedding_norm")
-        if c.positions == "learned":
+        if c.positions.startswith("learned"):
             x = x + w["positions.weight"][positions_bs]
+        if c.positions == "learned_2d" and blocks_bs is not None:
+            x = x + w["block_positions.weight"][blocks_bs]
         x = self._drop(x, c.embedding_dropout, step, -1, "embedding", rows_bs)
         for layer in range(c.layers):
             p = f"layers.{layer}"
@@ -129,7 +136,7 @@ def train(
     decay_embeddings: bool = True,
 ) -> tuple[list[float], list[float]]:
     """Run one AdamW step per batch; return losses and gradient norms before clipping. Vectors do not decay."""
-    tables = () if decay_embeddings else ("embedding.weight", "positions.weight")
+    tables = () if decay_embeddings else ("embedding.weight", "positions.weight", "block_positions.weight")
     decayed = [w for name, w in model.weights.items() if w.ndim > 1 and name not in tables]
     others = [w for name, w in model.weights.items() if w.ndim == 1 or name in tables]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -6,30 +6,25 @@ import math
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from engine.objectives.example import Ints
-from engine.ops.philox import make_key, uniform
-
-_BLOCK = 256
+from engine.ops.philox import make_key
 
 
 class Draws:
-    """The numbers that sample `index` draws under `seed`, in the order it asks; any sample can be drawn alone."""
+    """The numbers that sample `index` draws under `seed`, in the order it asks; any sample can be drawn alone.
+
+    The bits are those of numpy's Philox-4x64-10, whose stream is fixed; what is made of them is ours, and so is fixed
+    too.
+    """
 
     def __init__(self, seed: int, index: int) -> None:
-        self._key, self._made = make_key(seed, "objective", index), 0
-        self._ready: NDArray[np.float64] = np.empty(0)
+        self._bits = np.random.Philox(key=make_key(seed, "objective", index))
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """Return `count` numbers in (0, 1)."""
-        if len(self._ready) < count:
-            more = max(_BLOCK, count)
-            fresh = uniform(self._key, torch.arange(self._made, self._made + more)).numpy()
-            self._made, self._ready = self._made + more, np.concatenate([self._ready, fresh])
-        taken, self._ready = self._ready[:count], self._ready[count:]
-        return taken
+        """Return `count` numbers in [0, 1), multiples of 2^-53."""
+        return (self._bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
     def chance(self, share: float) -> bool:
         """Return True for `share` of the calls."""

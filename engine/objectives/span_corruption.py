@@ -47,6 +47,8 @@ def two_lengths(inputs: int, noise: float, span: float) -> tuple[int, int]:
     text = inputs
     while lengths(text + 1)[0] <= inputs:
         text += 1
+    if noise == 0.5 and lengths(text)[1] > lengths(text)[0]:  # T5's code does so, to have both equally long
+        return text - 1, lengths(text)[1] - 1
     return text, lengths(text)[1]
 
 

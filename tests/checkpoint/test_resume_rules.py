@@ -47,6 +47,9 @@ TABLE: list[tuple[str, Any, str]] = [
     ("train.seed", 7, "acceptable"),
     ("data.seq_len", 128, "acceptable"),
     ("data.split", [90.0, 10.0, 0.0], "acceptable"),
+    ("objective.name", "ul2", "acceptable"),  # U-PaLM goes on from PaLM; a sample holds other text then
+    ("objective.noise", 0.2, "acceptable"),
+    ("objective.endings", 0.5, "told"),
     ("model.layers", 5, "never"),
     ("model.kv_heads", 2, "never"),
     ("model.rope_theta", 5e5, "never"),

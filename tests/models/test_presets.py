@@ -36,7 +36,7 @@ def computed(config: ModelConfig, vocab: int) -> int:
     attention += config.attention_bias * dim * (config.heads + 2 * kv) + config.attention_out_bias * h
     mlp = (2 + gated) * h * config.ffn + config.mlp_bias * ((1 + gated) * config.ffn + h)
     ends = vocab * h * (1 if config.tied_embeddings else 2) + norm
-    ends += config.max_positions * h if config.positions == "learned" else 0
+    ends += {"learned": 1, "learned_2d": 2}.get(config.positions, 0) * config.max_positions * h
     return config.layers * (attention + mlp + 2 * norm) + ends
 
 
@@ -48,3 +48,8 @@ def test_every_preset_counts_as_its_traits_say(name: str) -> None:
         for vocab in (config.vocab_size or 4096, 257):
             changed = replace(config, tied_embeddings=tied)
             assert count_parameters(changed, vocab) == computed(changed, vocab)
+
+
+def test_two_tables_of_positions() -> None:
+    config = replace(preset("gpt-tiny"), positions="learned_2d")
+    assert count_parameters(config, 257) == computed(config, 257)

@@ -50,7 +50,7 @@ def test_the_layout_by_hand() -> None:
     objective = Packed(Halves(), 10, filler=EOD, seed=0, by_document=True, position_reset=False)
     assert objective.stride == 7
     example = objective(np.arange(1, 9), np.array([4, 6]), 0)
-    # [1 2 3 4] in 6 places, [5 6] no longer in 3 beside [7], which has nothing to predict; as it is then
+    # [1 2 3 4] in 6 places, [5 6] in 3; [7] has nothing to predict from
     assert example.tokens.tolist() == [1, 2, 1, 2, 3, 4, 5, 5, 6, EOD]
     assert example.documents is not None
     assert example.documents.tolist() == [0] * 6 + [1] * 3 + [2]
@@ -64,14 +64,29 @@ def test_the_layout_by_hand() -> None:
     assert example.blocks.tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3, 0]
 
 
+class Marked:
+    """Two marks before every text."""
+
+    positioned = blocked = False
+
+    def places(self, length: int) -> int:
+        return length + 2
+
+    def __call__(self, text: np.ndarray, draws: object) -> Piece:
+        tokens = np.concatenate([[88, 99], text])
+        return Piece(tokens, tokens, tokens > 0, 2)
+
+
 def test_a_document_that_no_longer_fits_is_learned_left_to_right() -> None:
-    objective = Packed(Halves(), 10, filler=EOD, seed=0, by_document=True, position_reset=True)
-    assert objective.stride == 7
-    first, last = objective.pieces(np.arange(1, 8), np.array([1, 5]), 0)  # [1] alone, [2 3 4 5], [6 7]
-    assert len(first) == 6
-    assert last.prefix in (0, 1)
-    many = [piece.prefix for piece in objective.pieces(np.arange(1, 8), np.array([2, 4]), 0)]
-    assert many == [1, 1, 0] or sum(many) <= 3
+    objective = Packed(Marked(), 10, filler=EOD, seed=0, by_document=True, position_reset=False)
+    assert objective.stride == 8
+    example = objective(np.arange(1, 10), np.array([2, 4, 6]), 0)
+    # marks for [1 2] leave 6 places for the 6 tokens to come; [3 4] and [5 6] as they are, then there is room again
+    assert example.tokens.tolist() == [88, 99, 1, 2, 3, 5, 88, 99, 7, 8]
+    assert example.labels.tolist() == [88, 99, 1, 2, 4, 6, 88, 99, 7, 8]
+    assert example.prefix is not None
+    assert example.prefix.tolist() == [True, True, False, False, False, False, True, True, False, False]
+    assert example.positions is example.blocks is None
 
 
 @pytest.mark.parametrize("choice", PACKED)

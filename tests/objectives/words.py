@@ -14,9 +14,8 @@ EOD, FIRST = 0, 100  # text tokens are FIRST and up
 class Words:
     """Special tokens get ids from 1 on as they are looked for; token FIRST + n is the character chr(n)."""
 
-    eod, vocab_size = EOD, 1000
-
     def __init__(self, lacking: tuple[str, ...] = ()) -> None:
+        self.eod, self.vocab_size = EOD, 1000
         self.ids: dict[str, int] = {}
         self.lacking = lacking
 
