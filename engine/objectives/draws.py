@@ -24,7 +24,7 @@ class Draws:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return `count` numbers in [0, 1), multiples of 2^-53."""
-        return (self._bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
+        return (self._bits.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def chance(self, share: float) -> bool:
         """Return True for `share` of the calls."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from engine.config import Config
@@ -16,7 +17,7 @@ from tests.ranks import run_ranks
 from tests.system.runs import corpus, metrics
 from tests.voyages import assert_same_run, settings
 
-STEPS = 8
+STEPS = 6
 
 
 def config_of(folder: Path, choice: str, name: str, **data: Any) -> Config:
@@ -40,20 +41,25 @@ def train_all(rank: int, world: int, configs: list[tuple[Config, int | None]]) -
     return len(configs)
 
 
-def test_every_objective_learns(tmp_path: Path) -> None:
-    corpus(tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of every objective, and a second one of UL2's that was interrupted."""
+    path = tmp_path_factory.mktemp("runs")
+    corpus(path)
     masks = {"span_corruption": {"document_mask": True, "position_reset": True}, "fim": {"document_mask": True}}
-    configs = [(config_of(tmp_path, choice, choice, **masks.get(choice, {})), None) for choice in CHOICES]
-    run_ranks(2, train_all, configs, timeout=280)
-    for choice in CHOICES:
-        rows = metrics(tmp_path, choice)
-        first, *_, last = (row["loss"] for row in rows if "loss" in row)
-        (held_out,) = (row["valid_loss"] for row in rows if "valid_loss" in row)
-        assert max(last, held_out) < first - 0.3, f"{choice}: {first}, {last}, {held_out}"
+    whole = [(config_of(path, choice, choice, **masks.get(choice, {})), None) for choice in CHOICES]
+    parts = config_of(path, "ul2", "parts")
+    run_ranks(1, train_all, [*whole, (parts, 3), (parts, None)], timeout=280)
+    return path
 
 
-def test_a_run_that_was_interrupted_draws_the_same(tmp_path: Path) -> None:
-    corpus(tmp_path)
-    whole, parts = (config_of(tmp_path, "ul2", name) for name in ("whole", "parts"))
-    run_ranks(1, train_all, [(whole, None), (parts, 3), (parts, None)])
-    assert_same_run(tmp_path, "whole", "parts")
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_objective_learns(folder: Path, choice: str) -> None:
+    rows = metrics(folder, choice)
+    first, *_, last = (row["loss"] for row in rows if "loss" in row)
+    (held_out,) = (row["valid_loss"] for row in rows if "valid_loss" in row)
+    assert max(last, held_out) < first - 0.3, f"{choice}: {first}, {last}, {held_out}"
+
+
+def test_a_run_that_was_interrupted_draws_the_same(folder: Path) -> None:
+    assert_same_run(folder, "ul2", "parts")

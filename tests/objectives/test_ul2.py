@@ -53,7 +53,7 @@ def test_the_mixture_is_the_published_one(choice: str, shares: dict[tuple[str, i
     sentinels = [words.ids[f"<extra_id_{n}>"] for n in range(63)]
     assert "<extra_id_63>" not in words.ids, "as many as the denoiser with the most spans takes"
     seen = dict.fromkeys(shares, 0)
-    for index in range(1400):
+    for index in range(700):
         text = text_of(377, index)
         (piece,) = objective.pieces(text, np.array([], dtype=np.int64), index)
         given, written = halves(piece)
@@ -61,7 +61,7 @@ def test_the_mixture_is_the_published_one(choice: str, shares: dict[tuple[str, i
         seen[modes[given[0]], sum(token in sentinels for token in given)] += 1
     assert seen.keys() == shares.keys()
     for key, share in shares.items():
-        assert abs(seen[key] / 1400 - share) < 5 * np.sqrt(share * (1 - share) / 1400), key
+        assert abs(seen[key] / 700 - share) < 5 * np.sqrt(share * (1 - share) / 700), key
 
 
 def test_weights_need_not_be_given() -> None:
