@@ -30,7 +30,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     qk_norm: bool = False  # a `norm` over each head of q and of k, before positions (arXiv 2302.05442)
     embedding_norm: bool = False  # a `norm` right after the token embedding (BLOOM, arXiv 2211.05100)
-    positions: str = "rope"  # rope | learned | sinusoidal | none | alibi | t5 | transformer_xl
+    positions: str = "rope"  # rope | learned | learned_2d (GLM) | sinusoidal | none | alibi | t5 | transformer_xl
     rope_theta: float = 10000.0
     rope_fraction: float = 1.0  # share of a head's features that turn, the first ones (GPT-NeoX-20B: 0.25)
     rope_interleaved: bool = False  # pairs are neighbours (GPT-J), not feature i and i + half (Llama)
@@ -82,6 +82,22 @@ class DataConfig:
     position_reset: bool = False  # positions restart at each document (needs document_mask)
     eod_loss: bool = True  # count the loss of predicting across the end-of-document token
     prefetch: int = 2  # global batches prepared ahead by the background worker; 0: in the foreground
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is learned from the text (`conf/objective/`). Null is what was published; keys without a use stay null."""
+
+    name: str = "causal"  # causal | prefix | masked | span_corruption | ul2 | glm | alexatm | fim | unified
+    noise: float | None = None  # share of the tokens that is masked or cut out; published: 0.15
+    span: float | None = None  # mean length of what is cut out (span_corruption, glm, alexatm); published: 3
+    denoisers: list[Any] | None = None  # ul2: [{mode: R, noise: 0.15, span: 3, weight: 1},...]; modes R, X, S (no span)
+    endings: float | None = None  # share of texts whose end is to be written (glm: [gMASK], 0.7; alexatm: [CLM], 0.2)
+    shortest_end: float | None = None  # glm: smallest share of a text that such an end is; published: 0.2
+    block_positions: bool | None = None  # glm: 2-D positions (model.positions=learned_2d); null: places count on
+    rate: float | None = None  # fim: share of the documents that is rearranged; published: 0.5
+    spm: float | None = None  # fim: of those, the share that has the suffix first; published: 0.5
+    level: str | None = None  # fim: what documents are cut between: character | token; published: character
 
 
 @dataclass
@@ -225,7 +241,7 @@ class CheckpointConfig:
     asynchronous: bool = True  # write in the background
     load: str = "auto"  # auto: newest whole one of the run folder | none | path of a run or checkpoint folder
     load_optimizer: bool = True  # with load=PATH of another run: also moments, step and data position
-    accept_changes: list[str] = field(default_factory=list)  # of train.seed, data.seq_len, data.split, data.paths
+    accept_changes: list[str] = field(default_factory=list)  # of train.seed, data.seq_len, objective.name, ...
 
 
 @dataclass
@@ -298,6 +314,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)

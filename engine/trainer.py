@@ -91,7 +91,7 @@ class Trainer:
         self.watchdog = self._open_record(on_hang)
         backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.data = build_data(
-            config.data, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
+            config.data, config.objective, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)

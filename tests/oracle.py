@@ -46,13 +46,18 @@ class PlainModel:
         step: int | None = None,
         documents_bs: Tensor | None = None,
         positions_bs: Tensor | None = None,
+        prefix_bs: Tensor | None = None,
+        blocks_bs: Tensor | None = None,
     ) -> Tensor:
         """Return [b, s, v]; `step` switches dropout on and addresses it."""
         c, w = self.config, self.weights
         b, s = tokens_bs.shape
         mask_bss = torch.ones(s, s, dtype=torch.bool).tril().expand(b, s, s)
         if documents_bs is not None:
-            mask_bss = mask_bss & (documents_bs[:, :, None] == documents_bs[:, None, :])
+            together_bss = documents_bs[:, :, None] == documents_bs[:, None, :]
+            mask_bss = mask_bss & together_bss
+            if prefix_bs is not None:
+                mask_bss = mask_bss | (together_bss & prefix_bs[:, None, :])
         positions_bs = torch.arange(s).expand(b, s) if positions_bs is None else positions_bs
         batch = Batch(step, torch.arange(b * s).view(b, s), positions_bs, mask_bss)
         x = w["embedding.weight"][tokens_bs]
@@ -60,10 +65,12 @@ class PlainModel:
         x = x * (math.sqrt(c.hidden) if c.embedding_scale is None else c.embedding_scale)
         if c.embedding_norm:
             x = self._norm(x, "embedding_norm")
-        if c.positions == "learned":
+        if c.positions.startswith("learned"):
             x = x + w["positions.weight"][positions_bs]
         if c.positions == "sinusoidal":
             x = x + self._waves(positions_bs)
+        if c.positions == "learned_2d" and blocks_bs is not None:
+            x = x + w["block_positions.weight"][blocks_bs]
         x = self._drop(x, c.embedding_dropout, batch, -1, "embedding", batch.rows_bs)
         for layer in range(c.layers):
             x = self._block(x, layer, batch)
@@ -238,7 +245,8 @@ def train(
     decay_embeddings: bool = True,
 ) -> tuple[list[float], list[float]]:
     """Run one AdamW step per batch; return losses and gradient norms before clipping. Vectors do not decay."""
-    tables = ("embedding.weight", "positions.weight", "query_positions.weight", "relative_bias.weight")
+    tables = ("embedding.weight", "positions.weight", "block_positions.weight", "query_positions.weight",
+              "relative_bias.weight")  # fmt: skip
     tables = () if decay_embeddings else tables
     decayed = [w for name, w in model.weights.items() if w.ndim > 1 and name not in tables]
     others = [w for name, w in model.weights.items() if w.ndim == 1 or name in tables]

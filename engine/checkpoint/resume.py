@@ -28,7 +28,10 @@ FIXED = (
     "model.window_interval", "model.attention_softcap", "model.attention_scale",
     "model.head_bias", "model.embedding_scale", "model.logit_scale",
 )  # fmt: skip
-ACCEPTABLE = ("train.seed", "data.seq_len", "data.split", "data.paths")
+ACCEPTABLE = (
+    "train.seed", "data.seq_len", "data.split", "objective.name", "objective.noise", "objective.span",
+    "objective.denoisers", "data.paths",
+)  # fmt: skip
 _UNTOLD = {  # no more than where files lie and what is shown; or told otherwise
     "train.log_interval", "model.name", "data.cache_dir", "data.workers", "data.prefetch", "data.format",
     "data.tokenizer", *FIXED, *ACCEPTABLE,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config import DataConfig
+from engine.config import DataConfig, ObjectiveConfig
 from engine.data.corpus import Skipped, builtin_files, documents, find_files
 from engine.data.indexed import IndexedDataset, bin_path, idx_path
 from engine.data.loader import Collator
@@ -20,7 +20,8 @@ from engine.data.split import make_split
 from engine.data.tokenizer import Tokenizer
 from engine.data.verify import fingerprint
 from engine.errors import ConfigError, DataError, did_you_mean, explained
-from engine.objectives.causal import Causal
+from engine.objectives.choose import make_objective, special_tokens
+from engine.objectives.example import Objective
 
 FORMATS = ("auto", "builtin", "text", "jsonl", "megatron")
 
@@ -54,6 +55,7 @@ class Source:
 
 def build_data(
     config: DataConfig,
+    objective: ObjectiveConfig,
     seed: int,
     vocab: int | None,
     vocab_multiple: int,
@@ -67,7 +69,9 @@ def build_data(
     A second call with the same sources finds everything in `cache_dir` and does no work that grows with the corpus.
     """
     sources = read_sources(config)
-    preparation = Preparation(config, sources, notice)
+    preparation = Preparation(config, sources, special_tokens(objective, config), notice)
+    if objective.name != "causal" and config.tokenizer not in ("train", "none"):
+        make_objective(objective, config, seed, Tokenizer.load(config.tokenizer))  # before hours of indexing, not after
     if is_writer:
         preparation.run()
     barrier()
@@ -84,17 +88,16 @@ def build_data(
             f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size} entries; "
             "raise it, or write null to follow the tokenizer."
         )
+    goal = make_objective(objective, config, seed, tokenizer)
     weights = [source.weight for source in sources]
-    train = _samples(datasets, weights, "train", config, seed, size, shuffle=True)
+    train = _samples(datasets, weights, "train", config, goal, seed, size, shuffle=True)
     assert train is not None
-    valid = _samples(datasets, weights, "valid", config, seed, size, shuffle=False)
-    objective = Causal(tokenizer.eod if tokenizer else None, config.eod_loss)
-    collate = Collator(objective, document_mask=config.document_mask, position_reset=config.position_reset)
+    valid = _samples(datasets, weights, "valid", config, goal, seed, size, shuffle=False)
     total = sum(dataset.tokens for dataset in datasets)
     count = sum(dataset.documents for dataset in datasets)
     summary = f"{count:,} documents, {total:,} tokens, {train.per_epoch:,} samples an epoch, vocabulary {size:,}"
     contents = [[share, fingerprint(d)] for share, d in zip(train.blend.counts, datasets, strict=True)]
-    return DataBundle(train, valid, collate, size, tokenizer, preparation.tokenizer_file, summary, contents)
+    return DataBundle(train, valid, Collator(goal), size, tokenizer, preparation.tokenizer_file, summary, contents)
 
 
 def _rounded_vocab(tokenizer: Tokenizer | None, multiple: int) -> int:
@@ -110,12 +113,13 @@ def _samples(
     weights: list[float],
     name: str,
     config: DataConfig,
+    goal: Objective,
     seed: int,
     vocab: int,
     *,
     shuffle: bool,
 ) -> Samples | None:
-    splits = [make_split(dataset, name, config.split, config.seq_len) for dataset in datasets]
+    splits = [make_split(dataset, name, config.split, goal.stride) for dataset in datasets]
     present = [split for split in splits if split is not None]
     return Samples(present, weights, seed, vocab, shuffle=shuffle) if present else None
 
@@ -151,8 +155,10 @@ def _prefix(path: str) -> str:
 class Preparation:
     """What must exist before the corpora can be opened, and where it lies in the cache."""
 
-    def __init__(self, config: DataConfig, sources: list[Source], notice: Callable[[str], None]) -> None:
-        self.config, self.sources, self.notice = config, sources, notice
+    def __init__(
+        self, config: DataConfig, sources: list[Source], special: list[str], notice: Callable[[str], None]
+    ) -> None:
+        self.config, self.sources, self.special, self.notice = config, sources, special, notice
         self.cache = Path(config.cache_dir)
         self._files = {source: self._find(source) for source in sources if source.kind != "megatron"}
         self.tokenizer_file = self._tokenizer_file()
@@ -173,7 +179,8 @@ class Preparation:
                 "data.tokenizer=train needs text, but data.paths names indexed corpora only; write data.tokenizer="
                 "PATH/tokenizer.json, or data.tokenizer=none with model.vocab_size."
             )
-        key = _digest("tokenizer", self.config.tokenizer_vocab, *map(self._fingerprint, self._files))
+        reserved = [self.special] if self.special else []
+        key = _digest("tokenizer", self.config.tokenizer_vocab, *map(self._fingerprint, self._files), *reserved)
         return self.cache / f"tokenizer-{key}.json"
 
     def prefixes(self) -> list[str]:
@@ -199,7 +206,7 @@ class Preparation:
         if self.tokenizer_file is not None and self.config.tokenizer == "train" and not self.tokenizer_file.exists():
             self.notice(f"training a byte-level BPE of {self.config.tokenizer_vocab} tokens")
             texts = (text for source in self._files for text in self._texts(source, Skipped()))
-            Tokenizer.train(texts, self.config.tokenizer_vocab).save(self.tokenizer_file)
+            Tokenizer.train(texts, self.config.tokenizer_vocab, self.special).save(self.tokenizer_file)
         for source in self._files:
             prefix = self._cached(source)
             if not meta_path(prefix).exists():  # written last: the pair before it is whole

@@ -16,10 +16,11 @@ from engine.errors import DataError
 
 @dataclass(frozen=True)
 class Sample:
-    """One packed window of tokens [s + 1] and where documents begin in it (indices in 1..s)."""
+    """One packed window of tokens [s + 1], where documents begin in it (indices in 1..s), its place in the order."""
 
     window: NDArray[np.int64]
     document_starts: NDArray[np.int64]
+    index: int
 
 
 class Samples:
@@ -59,7 +60,7 @@ class Samples:
         if window.max() >= self.vocab or window.min() < 0:
             self._refuse(split, begin, window)
         starts = split.dataset.starts_within(begin, end) - begin
-        return Sample(window, starts)
+        return Sample(window, starts, index)
 
     def _refuse(self, split: Split, begin: int, window: NDArray[np.int64]) -> None:
         place = int(np.argmax((window >= self.vocab) | (window < 0)))

@@ -30,6 +30,7 @@ class Pass:
     `tokens_bs` are global token positions (sample's slot * sequence length + position), which address dropout;
     `positions_bs` (or [s]) are positions inside the document; `keys` says which keys each query sees.
     `key(layer, site)` is the dropout key of this step, None when nothing is dropped.
+    `blocks` [b, s] are places inside blanks (GLM), None where there are none.
     `memo` keeps what is the same in every layer, such as rotary tables.
     """
 
@@ -38,6 +39,7 @@ class Pass:
     keys: KeyRanges
     key: Callable[[int, str], int] | None
     memo: dict[str, Any] = field(default_factory=dict)
+    blocks: Tensor | None = None
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """Return `make()`, made only once in this pass."""

@@ -133,8 +133,11 @@ def make_pass(micro: MicroBatch, key: Callable[[int, str], int] | None) -> Pass:
     places_s = torch.arange(s, device=device)
     tokens_bs = micro.slots_b[:, None] * s + places_s
     positions = places_s if micro.positions_bs is None else micro.positions_bs
-    keys = KeyRanges.causal(s, device) if micro.documents_bs is None else KeyRanges.documents(micro.documents_bs)
-    return Pass(tokens_bs, positions, keys, key)
+    if micro.documents_bs is None:
+        keys = KeyRanges.causal(s, device)
+    else:
+        keys = KeyRanges.documents(micro.documents_bs, micro.prefix_bs)
+    return Pass(tokens_bs, positions, keys, key, blocks=micro.blocks_bs)
 
 
 def plain_chunk(config: ModelConfig, vocab: int, dtype: torch.dtype, device: torch.device) -> Chunk:

@@ -20,6 +20,7 @@ from engine.models.attention import written_out
 from engine.models.inits import INITS, OUTPUT_INITS
 from engine.models.registry import ACTIVATIONS, BLOCKS, NORMS, POSITIONS
 from engine.models.rules import check_traits
+from engine.objectives.rules import check_objective
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
 from engine.optim.clipping import CLIP_MODES
@@ -103,6 +104,7 @@ def validate(config: Config, world_size: int | None) -> None:
         _check_batches(config, dp)
     _check_ramp(config)
     _check_data(config)
+    check_objective(config)
     _check_optim(config)
     _check_precision(config)
     check_policy(config.stability)
@@ -188,7 +190,7 @@ def _check_heads(config: Config) -> None:
 
 def _check_sequence(config: Config) -> None:
     m, d = config.model, config.data
-    if m.positions == "learned" and d.seq_len > m.max_positions:
+    if m.positions in ("learned", "learned_2d") and d.seq_len > m.max_positions:
         raise ConfigError(
             f"data.seq_len={d.seq_len} is more than model.max_positions={m.max_positions} learned positions; write "
             f"data.seq_len={m.max_positions} or model.max_positions={d.seq_len}."

@@ -64,7 +64,8 @@ def computed(config: ModelConfig, vocab: int) -> int:
     mlp = (2 + gated) * h * config.ffn + config.mlp_bias * ((1 + gated) * config.ffn + h)
     ends = vocab * h * (1 if config.tied_embeddings else 2) + vocab * config.head_bias
     ends += norm * (config.final_norm + config.embedding_norm)
-    ends += config.max_positions * h * ((config.positions == "learned") + config.query_layer)
+    tables = {"learned": 1, "learned_2d": 2}.get(config.positions, 0)
+    ends += config.max_positions * h * (tables + config.query_layer)
     ends += config.heads * config.relative_buckets if config.positions == "t5" else 0
     return config.layers * (attention + mlp + norms * norm) + ends
 
@@ -107,3 +108,8 @@ def test_what_is_no_preset_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"x\.yaml is no preset"):
         read_preset(tmp_path / "x.yaml")
+
+
+def test_two_tables_of_positions() -> None:
+    config = replace(PRESETS["gpt-tiny"].config, positions="learned_2d")
+    assert count_parameters(config, 257) == computed(config, 257)

@@ -81,6 +81,24 @@ def test_documents_do_not_see_each_other() -> None:
     judge(packed(1, 9, 4, 4, 6), 4, 4, KeyRanges.full(9, CPU))
 
 
+@given(data=st.data(), s=st.sampled_from([1, 9, 70]))
+@settings(max_examples=15, deadline=None)
+def test_a_prefix_is_seen_by_its_whole_document(data: st.DataObject, s: int) -> None:
+    """Documents of any length with prefixes of any length, none and all of it included; against the definition."""
+    documents, prefix = [], []
+    while len(documents) < s:
+        length = data.draw(st.integers(1, s - len(documents)))
+        shown = data.draw(st.integers(0, length))
+        documents += [documents[-1] + 1 if documents else 0] * length
+        prefix += [place < shown for place in range(length)]
+    one, shown_s = torch.tensor(documents), torch.tensor(prefix)
+    expected = (one[:, None] == one[None, :]) & (torch.ones(s, s, dtype=torch.bool).tril() | shown_s[None, :])
+    keys = KeyRanges.documents(one[None], shown_s[None])
+    assert torch.equal(keys.mask_b1ss[0, 0], expected)
+    assert (keys.first_bs.dtype, keys.last_bs.dtype) == (torch.int32, torch.int32)
+    judge(packed(1, s, 4, 2, 6), 4, 2, keys)
+
+
 def test_distance_bias() -> None:
     slopes = torch.tensor([0.5, 0.25, 2.0, 1.0])
     judge(packed(2, 120, 4, 2, 8), 4, 2, KeyRanges.causal(120, CPU), slopes)
