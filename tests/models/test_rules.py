@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.validate import validate
-from tests.test_validate import make
+from tests.validate.test_rules import make
 
 REFUSED = [
     ("model.head_dim=33", ("model.positions=rope", "33", "model.head_dim=34")),
