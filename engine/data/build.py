@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -187,8 +188,14 @@ class Preparation:
         ]
 
     def _cached(self, source: Source) -> Path:
-        key = _digest("index", str(self.tokenizer_file), self.config.append_eod, self._fingerprint(source))
+        key = _digest("index", self._tokenizer_sha256, self.config.append_eod, self._fingerprint(source))
         return self.cache / f"{'text' if source.kind == 'auto' else source.kind}-{key}"
+
+    @functools.cached_property
+    def _tokenizer_sha256(self) -> str:
+        """Name the tokenizer by its content: a run keeps a copy of it."""
+        assert self.tokenizer_file is not None
+        return Tokenizer.load(self.tokenizer_file).sha256
 
     def _fingerprint(self, source: Source) -> str:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._files[source]]

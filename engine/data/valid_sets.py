@@ -10,10 +10,10 @@ the endless stream that holds tokens of its corpora in these shares.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,12 +53,22 @@ class Windows:
         return Sample(window, starts)
 
 
+class Part(Protocol):
+    """Windows that are scored, as `Windows` are."""
+
+    vocab: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Sample: ...
+
+
 @dataclass(frozen=True)
 class ValidSet:
     """A named set: its corpora, and their shares in the stream of tokens (None: as many as each has)."""
 
     name: str
-    parts: list[Windows]
+    parts: Sequence[Part]
     shares: list[float] | None
 
 

@@ -12,7 +12,7 @@ from engine.config import DataConfig
 from engine.data.samples import Sample
 from engine.data.token_bytes import token_bytes
 from engine.data.tokenizer import Tokenizer
-from engine.data.valid_sets import ValidSet, Windows
+from engine.data.valid_sets import Part, ValidSet
 from engine.evaluate.forward import Forward
 from engine.objectives.causal import Causal
 
@@ -81,7 +81,7 @@ class _Sum:
     bytes: int = 0
 
 
-def _sum_part(forward: Forward, part: Windows, objective: Causal, bytes_v: NDArray[np.int64] | None) -> _Sum:
+def _sum_part(forward: Forward, part: Part, objective: Causal, bytes_v: NDArray[np.int64] | None) -> _Sum:
     total = _Sum()
     for first in range(0, len(part), forward.round_size):
         samples = [part[n] for n in range(first, min(first + forward.round_size, len(part)))]
