@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from engine.data.tokenizer import Tokenizer
 from engine.device import Device
@@ -34,6 +35,7 @@ def train_and_score(rank: int, world: int, folder: Path) -> Any:
         monitor={"console": "off"}, stability={"watch": False},
     )  # fmt: skip
     train_here(rank, world, config)
+    dist.barrier()  # the first rank makes the checkpoint whole
     plan = make_plan(folder / "run", None, None, ["parallel.pp=2"])
     found, layout = _evaluate(plan, CPU)
     if rank == 0:
@@ -56,10 +58,10 @@ def test_what_training_logged_is_what_another_layout_finds(tmp_path: Path) -> No
     assert found == same, "every rank knows"
     [record] = [row for row in metrics(tmp_path, "run") if "valid_loss" in row]
     logged = set_metrics(record)
-    assert list(logged) == ["short", "long", "blend"]
+    assert set(logged) == {"short", "long", "blend"}
     sets = found["sets"]
-    assert list(sets) == ["validation split", "short", "long", "blend"]
-    assert sets["validation split"]["loss"] == pytest.approx(record["valid_loss"], rel=1e-6)  # one is scored in fp32
+    assert set(sets) == {"validation split", *logged}
+    assert sets["validation split"]["loss"] == pytest.approx(record["valid_loss"], rel=1e-6)
     tokenizer = Tokenizer.load(tmp_path / "run" / "tokenizer.json")
     for name, text in TEXTS.items():
         score = sets[name]
