@@ -150,6 +150,7 @@ setup(
     extras_require={
         "cuda": ["flash-attn>=2.6"],
         "hf": ["transformers>=4.50"],
+        "tasks": ["lm-eval>=0.4.9"],
         "dev": [
             "hypothesis>=6.100",
             "mypy>=1.11",

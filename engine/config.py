@@ -77,6 +77,7 @@ class DataConfig:
     workers: int = 0  # preprocessing processes; 0: one per core
     seq_len: int = 256  # tokens per sample
     split: list[float] = field(default_factory=lambda: [969, 30, 1])  # train, valid, test shares of the documents
+    valid: dict[str, Any] = field(default_factory=dict)  # more validation sets: {name: path, or a list as for paths}
     skip: list[Any] = field(default_factory=list)  # [first, stop) ranges of the sample order that are passed over
     document_mask: bool = False  # attention does not cross document boundaries
     position_reset: bool = False  # positions restart at each document (needs document_mask)

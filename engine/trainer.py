@@ -16,7 +16,10 @@ from engine.checkpoint.reader import Checkpoint
 from engine.config import Config
 from engine.data.build import build_data
 from engine.data.loader import Loader, validation_batches
+from engine.data.valid_sets import open_valid_sets
 from engine.device import Device, local_rank, set_threads
+from engine.evaluate.forward import Forward
+from engine.evaluate.sets import SetScorer
 from engine.faults.rehearsal import rehearse
 from engine.flight import phases
 from engine.flight.failures import ECHO, HANG, Hang, describe_hang, kind_of
@@ -94,7 +97,13 @@ class Trainer:
             config.data, config.objective, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
+        valid_sets = open_valid_sets(
+            config.data, self.data.tokenizer, self.data.tokenizer_file, self.data.vocab,
+            is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
+        )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
+        forward = Forward(config, self.stepper.chunks, self.stepper.tp, self.mesh)
+        self.valid_sets = SetScorer(config.data, valid_sets, self.data.tokenizer, forward)
         self.times = PipelineTimes(self.folder, self.mesh, self.stepper.stopwatch, config.monitor.pipeline_interval)
         self.data = rehearse(config.faults, self.mesh.world, self.folder, self.stepper, self.data, self.monitor.event)
         self.guard = Guard(config, self.folder, self.mesh, self.monitor.event)
@@ -293,17 +302,19 @@ class Trainer:
         )  # fmt: skip
 
     def _evaluate(self) -> None:
-        """Score the first samples of the validation part; the same samples on every layout."""
-        if self.data.valid is None:
+        """Score the first samples of the validation part, the same on every layout, and the sets of data.valid."""
+        if self.data.valid is None and not self.config.data.valid:
             return
         FLIGHT.phase(phases.EVAL)
-        begin = time.perf_counter()
-        batches = validation_batches(
-            self.data.valid, self.data.collate, self.config.train.eval_samples,
-            micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
-        )  # fmt: skip
-        loss = self.stepper.evaluate(batches).item()
-        self.monitor.log_validation(self.states.step, loss, time.perf_counter() - begin)
+        begin, loss = time.perf_counter(), None
+        if self.data.valid is not None:
+            batches = validation_batches(
+                self.data.valid, self.data.collate, self.config.train.eval_samples,
+                micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
+            )  # fmt: skip
+            loss = self.stepper.evaluate(batches).item()
+        scores = {name: score.metrics() for name, score in self.valid_sets.scores().items()}
+        self.monitor.log_validation(self.states.step, loss, time.perf_counter() - begin, scores)
 
     def blame(self, error: Exception) -> None:
         """Raise Hang in place of a time-out of torch's, which does not say who kept the others waiting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -132,15 +133,16 @@ def read_sources(config: DataConfig) -> list[Source]:
         if config.format not in ("auto", "builtin"):
             raise ConfigError(f"data.format={config.format} needs files: set data.paths=[FILE, ...].")
         return [Source(1.0, None, "builtin")]
-    return [_source(entry, config.format) for entry in config.paths]
+    return [read_source(entry, config.format) for entry in config.paths]
 
 
-def _source(entry: Any, form: str) -> Source:
+def read_source(entry: Any, form: str, key: str = "data.paths") -> Source:
+    """Return one entry of the list that the configuration has under `key`, a path or [weight, path]."""
     weight, path = (1.0, entry) if isinstance(entry, str) else (entry[0], entry[1]) if len(entry) == 2 else (None, None)
     if not isinstance(path, str) or not isinstance(weight, (int, float)):
-        raise ConfigError(f"data.paths: {entry!r} is neither a path nor a pair [weight, path].")
+        raise ConfigError(f"{key}: {entry!r} is neither a path nor a pair [weight, path].")
     if not 0 < weight < math.inf:  # before hours of indexing, not after
-        raise ConfigError(f"data.paths: the weight of {path} is {weight:g}; write a number above 0, or leave it out.")
+        raise ConfigError(f"{key}: the weight of {path} is {weight:g}; write a number above 0, or leave it out.")
     if form != "auto":
         return Source(float(weight), _prefix(path) if form == "megatron" else path, form)
     if path.endswith((".bin", ".idx")) or idx_path(path).exists() or bin_path(path).exists():
@@ -156,15 +158,22 @@ class Preparation:
     """What must exist before the corpora can be opened, and where it lies in the cache."""
 
     def __init__(
-        self, config: DataConfig, sources: list[Source], special: list[str], notice: Callable[[str], None]
+        self,
+        config: DataConfig,
+        sources: list[Source],
+        special: list[str],
+        notice: Callable[[str], None],
+        key: str = "data.paths",
     ) -> None:
-        self.config, self.sources, self.special, self.notice = config, sources, special, notice
+        """`key` is where the configuration names the sources. DataError where there is no such file."""
+        self.config, self.sources, self.special = config, sources, special
+        self.notice, self._key = notice, key
         self.cache = Path(config.cache_dir)
         self._files = {source: self._find(source) for source in sources if source.kind != "megatron"}
         self.tokenizer_file = self._tokenizer_file()
 
     def _find(self, source: Source) -> list[Path]:
-        return builtin_files() if source.path is None else find_files([source.path])
+        return builtin_files() if source.path is None else find_files([source.path], self._key)
 
     def _tokenizer_file(self) -> Path | None:
         choice = self.config.tokenizer
@@ -190,8 +199,14 @@ class Preparation:
         ]
 
     def _cached(self, source: Source) -> Path:
-        key = _digest("index", str(self.tokenizer_file), self.config.append_eod, self._fingerprint(source))
+        key = _digest("index", self._tokenizer_sha256, self.config.append_eod, self._fingerprint(source))
         return self.cache / f"{'text' if source.kind == 'auto' else source.kind}-{key}"
+
+    @functools.cached_property
+    def _tokenizer_sha256(self) -> str:
+        """Name the tokenizer by its content: a run keeps a copy of it."""
+        assert self.tokenizer_file is not None
+        return Tokenizer.load(self.tokenizer_file).sha256
 
     def _fingerprint(self, source: Source) -> str:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._files[source]]

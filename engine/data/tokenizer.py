@@ -35,10 +35,10 @@ class Tokenizer:
                 f"{source} has none of the end-of-document tokens {', '.join(EOD_NAMES)}; add one as a special token."
             )
         self.eod = ids[0]
-        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(self.vocabulary().values()) + 1
         if self.vocab_size > _MOST_TOKENS:
             raise DataError(f"{source} has the token id {self.vocab_size - 1}; ids up to {_MOST_TOKENS - 1} are read.")
-        self.sha256 = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        self.sha256 = hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -94,6 +94,14 @@ class Tokenizer:
             return list(itertools.chain.from_iterable(parts))
         except Exception as error:
             raise DataError(f"the tokenizer cannot encode {text[:40]!r}: {_one_line(error)}") from None
+
+    def to_json(self) -> str:
+        """Return what a tokenizer.json of it says."""
+        return self._backend.to_str()
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of every entry, in the spelling of the vocabulary."""
+        return self._backend.get_vocab(with_added_tokens=True)
 
     def decode(self, tokens: list[int]) -> str:
         return self._backend.decode(tokens, skip_special_tokens=False)

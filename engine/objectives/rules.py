@@ -11,6 +11,7 @@ from engine.objectives.choose import MODES, PUBLISHED, published, special_tokens
 _LEVELS = ("character", "token")
 _BYTES_AND_EOD = 257
 _CAUSAL = ("causal", "fim")  # no token sees one that comes after it
+_LEFT_TO_RIGHT = (*_CAUSAL, "prefix")
 _BACKWARDS = ("alibi", "t5", "transformer_xl")  # positions that are distances to what came before
 
 
@@ -22,6 +23,8 @@ def check_objective(config: Config) -> None:
     _check_used(o)
     _check_values(o)
     _check_positions(config)
+    if config.data.valid:
+        check_left_to_right("data.valid", o)
     if o.name == "causal":
         return
     if not config.data.eod_loss:
@@ -35,6 +38,15 @@ def check_objective(config: Config) -> None:
         raise ConfigError(
             f"data.tokenizer_vocab={config.data.tokenizer_vocab} has no room for the {len(names)} special tokens of "
             f"objective={o.name}; write data.tokenizer_vocab={least} or more."
+        )
+
+
+def check_left_to_right(what: str, o: ObjectiveConfig) -> None:
+    """Raise ConfigError where `what` would score token by token what was not trained to predict so."""
+    if o.name not in _LEFT_TO_RIGHT:
+        raise ConfigError(
+            f"{what} is scored from left to right, which objective={o.name} does not train; leave it out (training "
+            f"scores the split of data.paths by the objective itself), or use a run of {' or '.join(_LEFT_TO_RIGHT)}."
         )
 
 

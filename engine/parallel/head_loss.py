@@ -19,6 +19,7 @@ from engine.parallel.collectives import DONE, all_reduce, gather_sequence, start
 from engine.parallel.cross_entropy import (
     NO_TERMS,
     LossTerms,
+    joined_logits,
     joined_stats,
     runs_on_flash,
     vocab_parallel_cross_entropy,
@@ -67,13 +68,57 @@ def head_loss(
         logits_nv, targets_n = logits_bsv.view(-1, logits_bsv.shape[-1]), labels_bs.reshape(-1)
         losses_n = vocab_parallel_cross_entropy(logits_nv, targets_n, piece.offsets[0], tp.axis, terms)
         return _sum(losses_n, share)
-    if block_mb is None:
-        block_mb = _CPU_BLOCK_MB if x_bsh.is_cpu else 0.0
-    widest = -(-piece.global_shape[0] // tp.axis.size)  # of all ranks, which must cut alike
-    rows = _rows(labels_bs.numel(), widest * widen(x_bsh[:0]).element_size(), block_mb)
     return _HeadLoss.apply(
-        x_bsh, head_vh, bias_v, labels_bs.reshape(-1), share, tp, terms, rows, torch.is_grad_enabled()
+        x_bsh, head_vh, bias_v, labels_bs.reshape(-1), share, tp, terms, block_mb, torch.is_grad_enabled()
     )
+
+
+def token_losses(
+    x_bsh: Tensor,
+    head_vh: Tensor,
+    labels_bs: Tensor,
+    tp: TensorParallel,
+    *,
+    bias_v: Tensor | None = None,
+    block_mb: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each token and whether no logit is above its label's, both [b, s], without a graph.
+
+    x, the bias and `block_mb` are as for `head_loss`; labels must be inside the vocabulary.
+    """
+    (piece,) = pieces_of(head_vh)
+    x_nh, targets_n = _whole_rows(x_bsh, tp), labels_bs.reshape(-1)
+    losses, tops = list[Tensor](), list[Tensor]()
+    for n in _spans(x_nh, piece.global_shape[0], tp, block_mb):
+        logits_nv = matmul(widen(x_nh[n]), head_vh, bias_v)
+        max_n, log_sum_n, target_n = joined_logits(logits_nv, targets_n[n], piece.offsets[0], tp.axis)
+        losses.append(log_sum_n + (max_n - target_n))
+        tops.append(target_n == max_n)
+    return torch.cat(losses).view_as(labels_bs), torch.cat(tops).view_as(labels_bs)
+
+
+def token_logits(
+    x_bsh: Tensor, head_vh: Tensor, places_b: Tensor, tp: TensorParallel, *, bias_v: Tensor | None = None
+) -> Tensor:
+    """Return my columns of the logits [b, v] at one place of each sample; x and the bias are as for `head_loss`."""
+    b, s = places_b.shape[0], x_bsh.shape[1] * (tp.axis.size if tp.shards_sequence else 1)
+    rows_b = torch.arange(b, device=places_b.device) * s + places_b
+    return matmul(widen(_whole_rows(x_bsh, tp)[rows_b]), head_vh, bias_v)
+
+
+def _whole_rows(x_bsh: Tensor, tp: TensorParallel) -> Tensor:
+    """Return the hidden states of all tokens, [b * s, h]."""
+    whole_bsh = gather_sequence(x_bsh, tp.axis) if tp.shards_sequence else x_bsh
+    return whole_bsh.reshape(-1, whole_bsh.shape[-1])
+
+
+def _spans(x_nh: Tensor, vocab: int, tp: TensorParallel, block_mb: float | None) -> list[slice]:
+    """Return the blocks of tokens whose logits are held at a time: the same on all ranks, one, empty, of no tokens."""
+    if block_mb is None:
+        block_mb = _CPU_BLOCK_MB if x_nh.is_cpu else 0.0
+    widest = -(-vocab // tp.axis.size)  # of all ranks, which must cut alike
+    rows = _rows(len(x_nh), widest * widen(x_nh[:0]).element_size(), block_mb)
+    return [slice(start, start + rows) for start in range(0, max(1, len(x_nh)), rows)]
 
 
 def _check_labels(labels_bs: Tensor, share: Share, vocab: int) -> None:
@@ -109,7 +154,7 @@ class _HeadLoss(torch.autograd.Function):
         share: Share,
         tp: TensorParallel,
         terms: LossTerms,
-        rows: int,
+        block_mb: float | None,
         has_grad: bool,
     ) -> Tensor:
         head = _Head(head_vh, bias_v)
@@ -117,7 +162,7 @@ class _HeadLoss(torch.autograd.Function):
         x_nh = whole_bsh.reshape(-1, whole_bsh.shape[-1])
         if len(targets_n) != len(x_nh):  # blocks would pair what there is of both
             raise ValueError(f"head_loss has {len(targets_n)} labels for {len(x_nh)} tokens.")
-        spans = [slice(start, start + rows) for start in range(0, max(1, len(x_nh)), rows)]  # one, empty, of no tokens
+        spans = _spans(x_nh, pieces_of(head_vh)[0].global_shape[0], tp, block_mb)
         if not (has_grad and any(ctx.needs_input_grad)):
             return _sum(torch.cat([_block(x_nh[n], head, targets_n[n], tp, terms) for n in spans]), share)
         dx_nh, scale_n = torch.empty_like(x_nh), _scales(targets_n, share, x_nh)

@@ -13,6 +13,7 @@ import torch
 
 from engine.checkpoint.resume import ACCEPTABLE
 from engine.config import Config
+from engine.data.valid_sets import read_valid_sets
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
 from engine.faults.plan import read_plan
@@ -299,6 +300,7 @@ def _check_data(config: Config) -> None:
             f"data.split={d.split} must be the shares of train, valid and test, the first above 0; write "
             "data.split=[969,30,1]."
         )
+    read_valid_sets(d.valid)
     for piece in d.skip:
         if not (isinstance(piece, list) and len(piece) == 2 and all(type(end) is int for end in piece)):
             raise ConfigError(f"data.skip: {piece!r} is not a range; write data.skip=[[FIRST,STOP],...] in samples.")

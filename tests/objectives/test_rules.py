@@ -34,6 +34,8 @@ RULES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"objective.name": "prefix", "model.positions": "alibi"},
      ("model.positions=alibi", "objective=prefix", "model.positions=rope", "objective=causal")),
     ({"objective.name": "ul2", "model.positions": "t5"}, ("model.positions=t5", "objective=ul2")),
+    ({"objective.name": "masked", "data.valid": {"books": "books.txt"}},
+     ("data.valid", "objective=masked", "leave it out", "causal or fim or prefix")),
     ({"model.positions": "learned_2d"}, ("model.positions=learned_2d", "objective=causal", "model.positions=learned")),
     ({"objective.name": "prefix", "data.eod_loss": False}, ("data.eod_loss=false", "objective=prefix")),
     ({"objective.name": "span_corruption", "data.tokenizer_vocab": 260},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.monitor.metrics import METRICS
+from engine.monitor.metrics import METRICS, set_key, set_metrics
 from engine.monitor.report.html import Html, join, missing, tag
 
 
@@ -44,6 +44,10 @@ _KNOWN = (
 )  # fmt: skip
 _ALWAYS = ("loss", "grad_norm", "lr", "tokens_per_s", "memory_gib", "step_time_s")  # a page without them says so
 _WHERE_VARIED = ("loss_scale", "batch_size")
+_SET_CHARTS = (
+    ("loss", "Validation sets", "nats per token"),
+    ("bits_per_byte", "Validation sets, by bytes", "bits per byte"),
+)
 _ELSEWHERE = {"tokens_per_s_per_device", "valid_perplexity"}  # follow from others
 
 
@@ -51,11 +55,26 @@ def choose(runs: Sequence[dict[str, Any]]) -> list[Chart]:
     """Return the charts for these runs (`series.run_data`): the known ones, then one for every other key found."""
     found = {key: curve for run in runs for key, curve in run["curves"].items()}
     charts = [chart for chart in _KNOWN if _wanted(chart, found, runs)]
-    shown = {key for chart in _KNOWN for key in chart.keys} | _ELSEWHERE
-    for key in sorted(set(found) - shown):
+    charts += _of_sets(found, several=len(runs) > 1)
+    shown = {key for chart in [*_KNOWN, *charts] for key in chart.keys} | _ELSEWHERE
+    for key in sorted(key for key in set(found) - shown if not key.startswith("valid/")):
         validates = key.startswith("valid_loss")
         hint = METRICS[key].meaning if key in METRICS else ""
         charts.append(Chart(key, key.replace("_", " "), (key,), "nats per token" if validates else "", hint=hint))
+    return charts
+
+
+def _of_sets(found: dict[str, Any], *, several: bool) -> list[Chart]:
+    """Return the charts of the sets of data.valid: over all sets, or one of each where several runs are compared.
+
+    Perplexity follows from the loss.
+    """
+    charts = []
+    for metric, title, unit in _SET_CHARTS:
+        keys = [key for name in sorted(set_metrics(dict.fromkeys(found, 0))) if (key := set_key(name, metric)) in found]
+        for number, chosen in enumerate([(key,) for key in keys] if several else [tuple(keys)] if keys else []):
+            which = f": {chosen[0].split('/')[1]}" if several else ""
+            charts.append(Chart(f"sets_{metric}_{number}", title + which, chosen, unit, hint="of data.valid"))
     return charts
 
 
