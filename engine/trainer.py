@@ -86,7 +86,9 @@ class Trainer:
         self.config, self.device = config, device
         parallel = config.parallel
         dp = resolve_dp(config, dist.get_world_size())
-        self.mesh = Mesh(pp=parallel.pp, dp=dp, cp=parallel.cp, tp=parallel.tp, device=device)
+        self.mesh = Mesh(
+            pp=parallel.pp, dp=dp, cp=parallel.cp, tp=parallel.tp, device=device, timeout_s=parallel.timeout_s
+        )  # fmt: skip
         self.is_writer = self.mesh.world.is_first
         self.run_folder = RunFolder(Path(config.run.root) / config.run.name, is_writer=self.is_writer)
         self.folder = self.run_folder.path

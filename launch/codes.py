@@ -5,6 +5,7 @@ from __future__ import annotations
 DONE = 0  # the run is done, or was asked to stop by Ctrl-C and has saved
 BUG = 1  # an error that is not explained by any of the below
 USER_ERROR = 2  # a mistake that one line explains
+FAULTS = 3  # the doctor found what a run would stumble over
 LADDER_STOP = 17  # the stability ladder came to its end: nobody should start it again unchanged
 UNFINISHED = 75  # asked to stop by SIGTERM, SIGHUP or SIGUSR1, and has saved: start it again (EX_TEMPFAIL)
 DIED = 76  # a rank died, or lost a peer that did
