@@ -150,7 +150,11 @@ setup(
     extras_require={
         "cuda": ["flash-attn>=2.6"],
         "hf": ["transformers>=4.50"],
+        "sweep": ["hydra-submitit-launcher>=1.2", "hydra-optuna-sweeper>=1.3"],
+        "wandb": ["wandb-workspaces>=0.4"],
         "dev": [
+            "hydra-optuna-sweeper>=1.3",
+            "hydra-submitit-launcher>=1.2",
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8",
@@ -158,6 +162,7 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.6",
             "transformers>=4.50",
+            "wandb-workspaces>=0.4",
         ],
     },
     **extension(),

@@ -17,6 +17,7 @@ from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
 from engine.faults.plan import read_plan
 from engine.models.registry import ACTIVATIONS, NORMS, POSITIONS
+from engine.monitor.profile.steps import profiled_steps
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
 from engine.optim.clipping import CLIP_MODES
@@ -48,6 +49,7 @@ _AT_LEAST: dict[str, int] = {
     "train.z_loss": 0, "train.steps": 1, "train.micro_batch": 1, "train.global_batch": 1, "train.eval_interval": 0,
     "train.eval_samples": 1, "train.log_interval": 1,
     "checkpoint.interval": 0, "checkpoint.keep_last": 1, "checkpoint.keep_every": 0,
+    "monitor.param_norm_interval": 0,
     "monitor.peak_tflops": 0, "monitor.pipeline_interval": 0, "monitor.straggler_factor": 0, "ops.head_block_mb": 0,
     "run.threads": 0, "run.max_restarts": 0,
 }  # fmt: skip
@@ -376,6 +378,7 @@ def _check_run(config: Config) -> None:
             f"monitor.straggler_factor={factor:g} would call every rank slow; write monitor.straggler_factor=2, or 0 "
             "to judge none."
         )
+    profiled_steps(config.profile.steps, config.train.steps)
     parts = config.run.name.split("/")
     if not all(parts) or ".." in parts or "." in parts:
         raise ConfigError(

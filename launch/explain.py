@@ -12,11 +12,13 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from engine.flight.failures import describe_hang
 from engine.flight.reader import RankRecord, read_records
+from engine.monitor import attempts
 from launch.codes import BUG, DIED, DONE, HANG, LADDER_STOP, USER_ERROR
 
 # What explains a failed run, best first. A rank that hangs does not hear that it should end and is killed in the end,
 # so a time-out says more than a signal does. `ended` ranks were stopped by the agent after a peer had failed.
 _KINDS = ("user", "stop", "bug", "memory", "hang", "signal", "exit", "echo", "ended")
+_ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # batch systems send the others to ranks not yet listening
 _MEMORY_ADVICE = (
     "write a smaller train.micro_batch, parallel.recompute=full, or more parallel.tp or parallel.pp; on a CPU, "
     "ulimit -v and the memory of the container count too"
@@ -24,12 +26,25 @@ _MEMORY_ADVICE = (
 
 
 def explain(result: RunResult, folder: Path | None, stopping: bool) -> int:
-    """Print the failure that explains the others, if any; return the exit code.
+    """Print the failure that explains the others, if any, and note it in the run's `folder`; return the exit code.
 
-    `folder` is the run's, where the flight records are; `stopping` says that the ranks had been asked to stop.
+    In `folder` the flight records are; `stopping` says that the ranks had been asked to stop.
     """
     if not result.is_failed():
         return DONE
+    code, text = _find_cause(result, folder, stopping)
+    first, *page = text.strip().splitlines() or [""]
+    if page:  # a traceback
+        print(text, file=sys.stderr, end="")
+    elif first:
+        print(f"trimaran: {first}", file=sys.stderr, flush=True)
+    if folder is not None and first:
+        attempts.note(folder, attempts.EXPLAINED, code=code, why=" ".join([first, *page[-1:]]))
+    return code
+
+
+def _find_cause(result: RunResult, folder: Path | None, stopping: bool) -> tuple[int, str]:
+    """Return the exit code and what explains it: a line, or a line and a traceback; nothing after a request to stop."""
     records = read_records(folder) if folder is not None else []
     alive = {record.rank: record.alive for record in records}  # of two that were killed, the first died by itself
     rank, failure = min(
@@ -38,29 +53,22 @@ def explain(result: RunResult, folder: Path | None, stopping: bool) -> int:
     )
     kind = _kind(failure)
     if stopping and kind in ("ended", "echo"):
-        return DONE  # the signal reached ranks that had not begun to train: there is nothing to save
+        return DONE, ""  # the signal reached ranks that had not begun to train: there is nothing to save
     if kind in ("user", "stop"):
-        _say(failure.message)
-        return USER_ERROR if kind == "user" else LADDER_STOP
+        return (USER_ERROR if kind == "user" else LADDER_STOP), failure.message
     if kind == "memory":
         last = failure.message.strip().splitlines()[-1]
-        _say(f"rank {rank} ran out of memory{_doing(records, rank)}: {last}; {_MEMORY_ADVICE}.")
-        return BUG
+        return BUG, f"rank {rank} ran out of memory{_doing(records, rank)}: {last}; {_MEMORY_ADVICE}."
     if folder is not None and _was_locked(failure, records, rank):
-        _say(describe_hang(folder))
-        return HANG
+        return HANG, describe_hang(folder)
     if kind == "hang":
-        _say(failure.message.strip().splitlines()[-1])
-        return HANG
+        return HANG, failure.message.strip().splitlines()[-1]
     if kind in ("bug", "echo"):
-        print(f"rank {rank} failed{_doing(records, rank)}:\n{failure.message}", file=sys.stderr, end="")
-        return BUG if kind == "bug" else DIED
+        return (BUG if kind == "bug" else DIED), f"rank {rank} failed{_doing(records, rank)}:\n{failure.message}"
     if kind == "exit":
-        _say(f"rank {rank} exited with code {failure.exitcode}{_doing(records, rank)}.")
-    else:
-        hint = _HINTS.get(-failure.exitcode, "")
-        _say(f"rank {rank} was ended by {failure.signal_name()}{hint}{_doing(records, rank)}.")
-    return DIED
+        return DIED, f"rank {rank} exited with code {failure.exitcode}{_doing(records, rank)}."
+    hint = _HINTS.get(-failure.exitcode, "")
+    return DIED, f"rank {rank} was ended by {failure.signal_name()}{hint}{_doing(records, rank)}."
 
 
 _HINTS: dict[int, str] = {
@@ -85,16 +93,12 @@ def _doing(records: list[RankRecord], rank: int) -> str:
     return f" in {record.describe()}{save}"
 
 
-def _say(text: str) -> None:
-    print(f"trimaran: {text}", file=sys.stderr, flush=True)
-
-
 def _kind(failure: ProcessFailure) -> str:
     reported = failure.error_file_data.get("kind")
     if reported is not None:
         return str(reported)
     if failure.exitcode < 0:
-        return "ended" if failure.exitcode == -signal.SIGTERM else "signal"
+        return "ended" if -failure.exitcode in _ASKED else "signal"
     return "exit"
 
 

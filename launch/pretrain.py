@@ -1,6 +1,7 @@
 """Train a model.
 
     python launch/pretrain.py [group=option ...] [key=value ...]      starts tp*pp*cp*dp ranks on this machine
+    python launch/pretrain.py -m optim.lr=1e-3,3e-4 [...]             a sweep: a run for each point (launch/sweeps)
     torchrun [...] launch/pretrain.py [...]                           uses the ranks it is given
 
 Exit codes (launch/codes.py): 0 done, or asked to stop by Ctrl-C and saved; 75 asked to stop by SIGTERM, SIGHUP or
@@ -12,13 +13,14 @@ first, run.max_restarts times, as long as that brings the run further.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import Config
 from engine.errors import ConfigError
-from launch.codes import USER_ERROR
+from launch.codes import USER_ERROR, Outcome
 from launch.rank import hung, is_rank, leave, run_rank
 from launch.settings import repeat_flags, run_with_config
 
@@ -28,7 +30,10 @@ def main() -> int:
     if not _has_working_folder():
         print("trimaran: the folder this was started in is gone; cd to one that exists.", file=sys.stderr)
         return USER_ERROR
-    return run_with_config(_work if is_rank() else _launch, sys.argv[1:])
+    if is_rank():
+        return run_with_config(_work, sys.argv[1:])
+    # A job of a sweep may be started by another program, with other arguments.
+    return run_with_config(partial(_launch, repeat_flags(sys.argv[1:])), sys.argv[1:], check)
 
 
 def _has_working_folder() -> bool:
@@ -39,32 +44,37 @@ def _has_working_folder() -> bool:
         return False
 
 
-def _work(config: Config, overrides: list[str]) -> int:
+def _work(config: Config, overrides: list[str]) -> Outcome:
     def train() -> int:
         from engine.trainer import train
 
         return train(config, on_hang=hung)
 
-    return leave(run_rank(train))
+    return Outcome(leave(run_rank(train)))
 
 
-def _launch(config: Config, overrides: list[str]) -> int:
+def _launch(flags: list[str], config: Config, overrides: list[str]) -> Outcome:
+    ranks = check(config)
     # Here, not above: mistakes are answered before what takes a second to load is needed.
+    from launch.ranks import start_ranks
+
+    command = [sys.executable, str(Path(__file__).resolve()), *flags, *overrides]
+    folder = Path(config.run.root) / config.run.name
+    return start_ranks(command, ranks, folder, config.run.max_restarts)
+
+
+def check(config: Config, here: bool = True) -> int:
+    """Return how many ranks a configuration needs, on this machine or (0: not known) elsewhere; or ConfigError."""
     import torch
 
     from engine.validate import validate
 
+    if not here:
+        validate(config, None)
+        return 0
     ranks = ranks_to_start(config, gpus=0 if config.run.device == "cpu" else torch.cuda.device_count())
     validate(config, ranks)
-    from launch.ranks import start_ranks
-
-    script = str(Path(__file__).resolve())
-    command = [sys.executable, script, *repeat_flags(sys.argv[1:]), *overrides]
-    folder = Path(config.run.root) / config.run.name
-    outcome = start_ranks(command, ranks, folder, config.run.max_restarts)
-    if outcome.stopped:
-        sys.exit(outcome.code)  # also ends a sweep
-    return outcome.code
+    return ranks
 
 
 def ranks_to_start(config: Config, gpus: int) -> int:

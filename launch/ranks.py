@@ -19,7 +19,6 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -34,7 +33,7 @@ from engine.flight.failures import HANG as HANG_KIND
 from engine.flight.reader import read_records
 from engine.monitor import attempts
 from engine.stop_request import SignalListener
-from launch.codes import BUG, DONE, INTERRUPTED, RESTARTABLE, UNFINISHED
+from launch.codes import BUG, DONE, INTERRUPTED, RESTARTABLE, UNFINISHED, Outcome
 from launch.explain import explain
 from launch.rank import LAUNCHER
 
@@ -46,14 +45,6 @@ ATTEMPT = "TRIMARAN_ATTEMPT"  # set for ranks: how often they were started befor
 
 _AGAIN = "start the same command again to continue from the newest checkpoint."
 _GRACE_S = 15  # how long ranks may outlive a failed peer: a blocked collective does not hear SIGTERM
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: the exit code, and whether a signal asked it to stop early."""
-
-    code: int
-    stopped: bool = False
 
 
 def start_ranks(command: list[str], count: int, folder: Path | None = None, max_restarts: int = 0) -> Outcome:
