@@ -4,6 +4,8 @@
 #   make train            train the default model on this machine, then write some text with it
 #   make train ARGS=...   the same with overrides, such as ARGS="train.steps=1000 optim.lr=1e-3"
 #   make test             lint, types, tests; ARGS=... are for pytest, such as ARGS="tests/monitor -x"
+#   make parts            Debian's packages that some tests need (a private SLURM, network namespaces, a browser); without
+#                         them those are skipped. Installs what is missing where this is root's, else names it
 #   make lint             lint and types only
 #   make bench            measure against plain torch (some minutes; ARGS=--quick only shows that it works)
 #   make soak             what only long trials show: faults of every kind (python -m tests.soak.matrix --help), files and
@@ -15,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help setup train test lint bench soak clean
+.PHONY: help setup train test parts lint bench soak clean
 
 help:
 	@sed -n 's/^#  *make/  make/p' Makefile
@@ -30,6 +32,19 @@ train: setup
 # half of the time of a test that starts processes is spent waiting.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Never fails: what cannot be had only leaves tests out.
+parts:
+	@missing=""; \
+	for part in slurmd:slurm-wlm munged:munge ip:iproute2 chromium:chromium; do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${part%%:*}" >/dev/null || missing="$$missing $${part#*:}"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		{ apt-get update && apt-get install -y --no-install-recommends $$missing; } >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "tests that need them are skipped: apt-get install$$missing"
 
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -241,6 +241,37 @@ class OpsConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """Where the ranks run (`conf/cluster/`): on this machine, on nodes that meet, or as a job of SLURM's."""
+
+    kind: str = "local"  # local: this machine | torchrun: the same command on every node | slurm: submit a job
+    nodes: int = 1  # machines
+    ranks_per_node: int | None = None  # null: cluster.gpus_per_node, else this machine's GPUs, else layout / nodes
+    rendezvous: str | None = None  # torchrun: HOST:PORT on the first node, where the nodes meet
+    node: int | None = None  # torchrun: this node's number; null: SLURM_NODEID, or 0 where HOST is, others as they come
+    join_s: float = 600.0  # seconds that nodes wait for each other at a start
+    binding: str = "none"  # none | cores: a share of the node's for each rank | numa: those beside its GPU (numactl)
+    interface: str | None = None  # network interface for NCCL and gloo, such as ib0; null: they choose
+    ib_hca: str | None = None  # InfiniBand adapters for NCCL, such as mlx5_0,mlx5_1; null: it chooses
+    # -- of a job
+    account: str | None = None  # that is charged
+    partition: str | None = None  # or several, with commas
+    qos: str | None = None  # quality of service
+    time: str | None = None  # limit, as sbatch takes it: 30 (minutes), 12:00:00, 2-00:00:00; null: the partition's
+    warn_s: int = 300  # seconds before the limit at which the run is asked to save, and the job to be requeued
+    gpus_per_node: int | None = None  # asked for; null: none
+    cpus_per_node: int | None = None  # asked for; null: whole nodes, for this job alone
+    max_requeues: int = 10  # times that the job is requeued after a rank died or hung, while that brings progress
+    array: list[str] = field(default_factory=list)  # a task each: ["train.seed=1", "train.seed=2 optim.lr=1e-3"]
+    array_limit: int | None = None  # tasks that run at a time; null: all
+    sbatch: list[str] = field(default_factory=list)  # more of sbatch's options: [--constraint=h100,--mail-type=END]
+    srun: list[str] = field(default_factory=list)  # more of srun's options: [--container-image=image.sqsh]
+    prologue: list[str] = field(default_factory=list)  # lines of shell before the training: [module load cuda]
+    container: str | None = None  # words that python is started by on each node: apptainer exec --nv image.sif
+    python: str | None = None  # the interpreter on the nodes; null: the one that submits
+
+
+@dataclass
 class RunConfig:
     """Where the run lives."""
 
@@ -266,5 +297,6 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     ops: OpsConfig = field(default_factory=OpsConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     faults: list[Any] = field(default_factory=list)  # rehearsed: {what: kill, rank: 1, step: 7} (engine/faults/plan.py)

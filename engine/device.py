@@ -91,7 +91,10 @@ def local_rank() -> int:
 def set_threads(threads: int, ranks_on_node: int) -> None:
     """Give torch `threads` CPU threads, or an equal share of the node's cores when 0.
 
-    More threads than cores make OpenMP spin against itself, which costs a factor of 3 to 20.
+    More threads than cores make OpenMP spin against itself, which costs a factor of 3 to 20. A rank that the launcher
+    has bound to cores sees no others: they are all its own.
     """
+    if os.environ.get("TRIMARAN_BINDING") == "cores":
+        ranks_on_node = 1
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads or max(1, cores // max(1, ranks_on_node)))

@@ -39,9 +39,10 @@ class StopRequest(SignalListener):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = False
+        self.asked = self.by_machine = False  # by_machine: not, or not only, by Ctrl-C
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self.by_machine |= number != signal.SIGINT
         self.asked = True

@@ -53,20 +53,21 @@ def _leave(text: str) -> None:
     os._exit(1)
 
 
-def train(config: Config, until: int | None = None, on_hang: OnHang = _leave) -> int:
+def train(config: Config, until: int | None = None, on_hang: OnHang = _leave, stop: StopRequest | None = None) -> int:
     """Run this rank's part of the training to its end, or to step `until`; return 0, also when asked to stop.
 
-    `on_hang` must end the process; it gets one line when the training of this rank stands still.
+    `on_hang` must end the process; it gets one line when the training of this rank stands still. `stop` is what hears
+    signals, for those who want to know afterwards.
     """
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     set_threads(config.run.threads, ranks_here)
     device = Device.pick(config.run.device, local_rank())
     join_world(device, config.parallel.timeout_s)
     try:
-        with StopRequest() as stop:
+        with stop or StopRequest() as asked:
             trainer = Trainer(config, device, on_hang)
             try:
-                return trainer.fit(stop, until)
+                return trainer.fit(asked, until)
             except Exception as error:
                 trainer.blame(error)
                 raise

@@ -1,10 +1,11 @@
-"""Say once, in plain words, why the ranks ended, and which exit code that makes."""
+"""In plain words: why the ranks of this machine ended, and which exit code that makes."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch.distributed.elastic.agent.server.api import RunResult
@@ -12,12 +13,11 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from engine.flight.failures import describe_hang
 from engine.flight.reader import RankRecord, read_records
-from engine.monitor import attempts
 from launch.codes import BUG, DIED, DONE, HANG, LADDER_STOP, USER_ERROR
 
 # What explains a failed run, best first. A rank that hangs does not hear that it should end and is killed in the end,
 # so a time-out says more than a signal does. `ended` ranks were stopped by the agent after a peer had failed.
-_KINDS = ("user", "stop", "bug", "memory", "hang", "signal", "exit", "echo", "ended")
+_KINDS = ("interrupt", "user", "stop", "bug", "memory", "hang", "signal", "exit", "echo", "ended")
 _ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # batch systems send the others to ranks not yet listening
 _MEMORY_ADVICE = (
     "write a smaller train.micro_batch, parallel.recompute=full, or more parallel.tp or parallel.pp; on a CPU, "
@@ -25,26 +25,47 @@ _MEMORY_ADVICE = (
 )
 
 
-def explain(result: RunResult, folder: Path | None, stopping: bool) -> int:
-    """Print the failure that explains the others, if any, and note it in the run's `folder`; return the exit code.
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks ended: the exit code, what kind of end it was, and the text, one line or a traceback, that says so.
 
-    In `folder` the flight records are; `stopping` says that the ranks had been asked to stop.
+    `stop` says that a signal had asked them to end, `interrupted` that a Ctrl-C had.
+    """
+
+    code: int
+    kind: str = "done"
+    text: str = ""
+    stop: bool = False
+    interrupted: bool = False
+
+    @property
+    def weight(self) -> int:
+        """The smaller, the more an end explains those of others."""
+        return _KINDS.index(self.kind) if self.kind in _KINDS else len(_KINDS)
+
+    def in_short(self) -> str:
+        """Return the text in one line, of a traceback the first and the last."""
+        lines = self.text.removeprefix(line("")).splitlines()
+        return " ".join(lines[:1] + lines[1:][-1:])
+
+    def tell(self) -> None:
+        """Print the text, if any, on stderr."""
+        if self.text:
+            print(self.text, file=sys.stderr, flush=True)
+
+
+def line(text: str) -> str:
+    """Return `text` as a line of the launcher's."""
+    return f"trimaran: {text}"
+
+
+def explain(result: RunResult, folder: Path | None, stopping: bool) -> Ended:
+    """Return the failure that explains the others, if any.
+
+    `folder` is the run's, where the flight records are; `stopping` says that the ranks had been asked to stop.
     """
     if not result.is_failed():
-        return DONE
-    code, text = _find_cause(result, folder, stopping)
-    first, *page = text.strip().splitlines() or [""]
-    if page:  # a traceback
-        print(text, file=sys.stderr, end="")
-    elif first:
-        print(f"trimaran: {first}", file=sys.stderr, flush=True)
-    if folder is not None and first:
-        attempts.note(folder, attempts.EXPLAINED, code=code, why=" ".join([first, *page[-1:]]))
-    return code
-
-
-def _find_cause(result: RunResult, folder: Path | None, stopping: bool) -> tuple[int, str]:
-    """Return the exit code and what explains it: a line, or a line and a traceback; nothing after a request to stop."""
+        return Ended(DONE)
     records = read_records(folder) if folder is not None else []
     alive = {record.rank: record.alive for record in records}  # of two that were killed, the first died by itself
     rank, failure = min(
@@ -53,22 +74,28 @@ def _find_cause(result: RunResult, folder: Path | None, stopping: bool) -> tuple
     )
     kind = _kind(failure)
     if stopping and kind in ("ended", "echo"):
-        return DONE, ""  # the signal reached ranks that had not begun to train: there is nothing to save
+        return Ended(DONE)  # the signal reached ranks that had not begun to train: there is nothing to save
+    if folder is not None and kind not in ("user", "stop", "memory") and _was_locked(failure, records, rank):
+        return Ended(HANG, "hang", line(describe_hang(folder)))
+    code, text = _describe(kind, failure, rank, _doing(records, rank))
+    return Ended(code, kind, text)
+
+
+def _describe(kind: str, failure: ProcessFailure, rank: int, doing: str) -> tuple[int, str]:
+    """Return the exit code of a failure, and what to say of it."""
     if kind in ("user", "stop"):
-        return (USER_ERROR if kind == "user" else LADDER_STOP), failure.message
+        return USER_ERROR if kind == "user" else LADDER_STOP, line(failure.message)
     if kind == "memory":
         last = failure.message.strip().splitlines()[-1]
-        return BUG, f"rank {rank} ran out of memory{_doing(records, rank)}: {last}; {_MEMORY_ADVICE}."
-    if folder is not None and _was_locked(failure, records, rank):
-        return HANG, describe_hang(folder)
+        return BUG, line(f"rank {rank} ran out of memory{doing}: {last}; {_MEMORY_ADVICE}.")
     if kind == "hang":
-        return HANG, failure.message.strip().splitlines()[-1]
+        return HANG, line(failure.message.strip().splitlines()[-1])
     if kind in ("bug", "echo"):
-        return (BUG if kind == "bug" else DIED), f"rank {rank} failed{_doing(records, rank)}:\n{failure.message}"
+        return BUG if kind == "bug" else DIED, f"rank {rank} failed{doing}:\n{failure.message.rstrip()}"
     if kind == "exit":
-        return DIED, f"rank {rank} exited with code {failure.exitcode}{_doing(records, rank)}."
+        return DIED, line(f"rank {rank} exited with code {failure.exitcode}{doing}.")
     hint = _HINTS.get(-failure.exitcode, "")
-    return DIED, f"rank {rank} was ended by {failure.signal_name()}{hint}{_doing(records, rank)}."
+    return DIED, line(f"rank {rank} was ended by {failure.signal_name()}{hint}{doing}.")
 
 
 _HINTS: dict[int, str] = {

@@ -20,6 +20,7 @@ from engine.flight import failures
 from launch.codes import BUG, DIED, HANG, INTERRUPTED, LADDER_STOP, USER_ERROR
 
 LAUNCHER = "TRIMARAN_LAUNCHER"  # set for ranks that launch.ranks started: the process id of the launcher
+BINDING = "TRIMARAN_BINDING"  # set for them too: cluster.binding
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 _EXPLAINED = (EngineError, failures.Hang)  # their text says it all
@@ -34,17 +35,24 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_started_by_launcher() -> bool:
+    """Return whether a launcher of ours, or torchrun, is above this rank."""
+    return LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def run_rank(body: Callable[[], int]) -> int:
     """Run `body`, a rank's whole work, and return its exit code; a failure is told to whoever can show it.
 
-    Under torchrun there is no launcher of ours: a user's mistake is printed by the first rank that meets it, and
-    anything else is left to torchrun.
+    Under torchrun and srun there is no launcher of ours: a user's mistake is printed by the first rank that meets it,
+    and anything else is left to torchrun, or shown by each that has it.
     """
     ours = LAUNCHER in os.environ
     if ours:
         _die_with(int(os.environ[LAUNCHER]), signal.SIGKILL)
     elif "TORCHELASTIC_RUN_ID" in os.environ:  # SIGUSR1, say, ends torchrun and leaves its ranks behind: save and leave
         _die_with(os.getppid(), signal.SIGTERM)
+    if os.environ.get(BINDING) == "cores":
+        _bind(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         return body()
     except KeyboardInterrupt:
@@ -90,6 +98,13 @@ def _die_with(launcher: int, number: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
         if os.getppid() != launcher:
             os.kill(os.getpid(), number)
+
+
+def _bind(local_rank: int, ranks: int) -> None:
+    """Keep this rank to its share of the cores that the launcher may use; neighbours in number are on one socket."""
+    cores = sorted(os.sched_getaffinity(0))
+    first, stop = (len(cores) * r // ranks for r in (local_rank, local_rank + 1))
+    os.sched_setaffinity(0, cores[first:stop] or [cores[first % len(cores)]])
 
 
 def _report(kind: str, text: str) -> None:

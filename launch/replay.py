@@ -65,7 +65,7 @@ def _replay(settings: dict[str, str]) -> int:
             raise ConfigError(f"step={step} is not after step {plan.begin}; write a later one.")
         (Path(folder) / "plan.yaml").write_text(yaml.safe_dump({"config": asdict(plan.config), "step": step}))
         script = str(Path(__file__).resolve())
-        ranks = ranks_to_start(plan.config, gpus=0)
+        _, ranks = ranks_to_start(plan.config, gpus=0)
         print(f"replaying steps {plan.begin + 1} to {step} of {run}, timeline {plan.timeline}, on {ranks} rank(s)")
         outcome = start_ranks([sys.executable, script, str(Path(folder) / "plan.yaml")], ranks)
         return outcome.code or _tell(run, plan)

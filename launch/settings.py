@@ -52,7 +52,8 @@ def run_with_config(task: Task, argv: list[str], check: Check | None = None) -> 
         if flags.multirun:
             if check is None:
                 raise ConfigError(
-                    "-m sweeps over runs and starts the ranks of each itself; start it with python, on one node."
+                    "-m sweeps over runs and starts the ranks of each itself; start it with python, without torchrun, "
+                    "srun or --dry-run."
                 )
             from launch.sweeps.run import sweep
 
@@ -61,6 +62,15 @@ def run_with_config(task: Task, argv: list[str], check: Check | None = None) -> 
     except MISTAKES as error:
         return fail(one_line(error))
     return 0
+
+
+def compose_more(overrides: list[str], flags: list[str]) -> Config:
+    """Return what `overrides` make of the configuration that `flags` choose; only inside a task."""
+    check_keys(_parse(overrides), _groups(get_args_parser().parse_args(flags)))
+    name = get_args_parser().parse_args(flags).config_name or "config"
+    config = OmegaConf.to_object(hydra.compose(name, overrides))
+    assert isinstance(config, Config)
+    return config
 
 
 def repeat_flags(argv: list[str]) -> list[str]:

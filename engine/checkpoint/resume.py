@@ -29,7 +29,7 @@ _UNTOLD = {  # no more than where files lie and what is shown; or told otherwise
     "train.log_interval", "model.name", "data.cache_dir", "data.workers", "data.prefetch", "data.format",
     "data.tokenizer", *FIXED, *ACCEPTABLE,
 }  # fmt: skip
-_UNTOLD_SECTIONS = ("run.", "monitor.", "checkpoint.")
+_UNTOLD_SECTIONS = ("run.", "monitor.", "checkpoint.", "cluster.")
 
 
 def check_model(checkpoint: Checkpoint, config: Config, vocab: int) -> None:

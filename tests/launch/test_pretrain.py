@@ -90,7 +90,7 @@ def test_a_sweep_goes_on_until_stopped(
 def test_number_of_ranks(layout: dict[str, int], gpus: int, ranks: int) -> None:
     config = Config()
     vars(config.parallel).update(layout)
-    assert pretrain.ranks_to_start(config, gpus) == ranks
+    assert pretrain.ranks_to_start(config, gpus) == (ranks, ranks)
 
 
 def test_more_ranks_than_gpus_are_refused() -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.stability.ledger import COMMIT, INTENT, Ledger
-from launch.ranks import _progress, _refuse_restart
 from tests.launch.processes import REPO, environment
 
 LAUNCHER = str(REPO / "tests" / "launch" / "toy_launcher.py")
@@ -89,29 +87,6 @@ def test_a_silent_death_is_named(tmp_path: Path, what: str, message: str) -> Non
     assert done.returncode == 76
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("code", "stuck", "attempt", "restarts"),
-    [(76, 0, 2, True), (76, 1, 0, True), (76, 2, 0, False), (124, 1, 1, True), (1, 0, 0, True), (1, 1, 0, False),
-     (76, 0, 3, False)],
-)  # fmt: skip
-def test_ranks_start_again_only_while_that_may_help(code: int, stuck: int, attempt: int, restarts: bool) -> None:
-    """A death is given a second try even without progress, a bug is not."""
-    refusal = _refuse_restart(code, stuck, attempt, max_restarts=3)
-    assert (refusal is None) == restarts
-
-
-def test_a_rollback_is_progress_too(tmp_path: Path) -> None:
-    """A run that went back 50 steps and died after 20 of them has not stood still."""
-    (tmp_path / "checkpoints" / "step_00000090").mkdir(parents=True)
-    before = _progress(tmp_path)
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append(COMMIT, {"intent": ledger.append(INTENT, {}).seq})
-    ledger.close()
-    (tmp_path / "checkpoints" / "step_00000090").rename(tmp_path / "checkpoints" / "step_00000060")
-    assert before == (0, 90)
-    assert _progress(tmp_path) == (1, 60) > before
 
 
 @pytest.mark.parametrize(("what", "code"), [("mistake-of-one", 2), ("ladder", 17)])

@@ -17,7 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from engine.config import StabilityConfig
+from engine.config import Config, StabilityConfig
+from engine.errors import EngineError
 from engine.stability.ledger import read_ledger
 from launch.report import main as report
 from tests.bench.table import Row, machine, show, to_markdown
@@ -57,8 +58,17 @@ TROUBLES = {
 }  # fmt: skip
 
 
+def gives_up(rank: int, world: int, config: Config) -> bool:
+    """Be a rank of the run; say whether the engine stopped it before its end."""
+    try:
+        train_here(rank, world, config)
+    except EngineError:
+        return True
+    return False
+
+
 def train(folder: Path, name: str, layout: str, dtype: str, faults: tuple[dict[str, Any], ...], watch: bool) -> float:
-    """Train one run; return its last validation loss, infinite where it is not a number."""
+    """Train one run; return its last validation loss, infinite where that is no number or the run gave up."""
     parallel, world = LAYOUTS[layout]
     config = settings(
         folder, name, model={"layers": 4, "hidden": 64, "ffn": 176, "hidden_dropout": 0.0, "init_std": 0.02},
@@ -69,7 +79,8 @@ def train(folder: Path, name: str, layout: str, dtype: str, faults: tuple[dict[s
         checkpoint={"interval": 100}, stability=vars(StabilityConfig(watch=watch)),
     )  # fmt: skip
     config.faults = [dict(fault) for fault in faults]
-    run_ranks(world, train_here, config, timeout=1800)
+    if any(run_ranks(world, gives_up, config, timeout=1800)):
+        return math.inf
     loss = [row["valid_loss"] for row in metrics(folder, name) if "valid_loss" in row][-1]
     return math.inf if loss is None else float(loss)
 

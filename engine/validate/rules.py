@@ -24,6 +24,7 @@ from engine.optim.clipping import CLIP_MODES
 from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build
 from engine.stability.policy import check_policy
+from engine.validate.cluster import check_cluster
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "data.format": ("auto", "builtin", "text", "jsonl", "megatron"),
@@ -35,6 +36,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "monitor.console": ("auto", "rich", "plain", "off"),
     "monitor.wandb": ("off", "auto", "offline", "online"),
     "run.device": ("auto", "cpu", "cuda"),
+    "cluster.kind": ("local", "torchrun", "slurm"),
+    "cluster.binding": ("none", "cores", "numa"),
 }
 
 # Smallest allowed value of numbers that have one; null is allowed where the type allows it.
@@ -52,6 +55,8 @@ _AT_LEAST: dict[str, int] = {
     "monitor.param_norm_interval": 0,
     "monitor.peak_tflops": 0, "monitor.pipeline_interval": 0, "monitor.straggler_factor": 0, "ops.head_block_mb": 0,
     "run.threads": 0, "run.max_restarts": 0,
+    "cluster.nodes": 1, "cluster.ranks_per_node": 1, "cluster.node": 0, "cluster.warn_s": 0, "cluster.gpus_per_node": 1,
+    "cluster.cpus_per_node": 1, "cluster.max_requeues": 0, "cluster.array_limit": 1,
 }  # fmt: skip
 
 # Beyond, clocks and numbers of bytes overflow, and threads cannot be started.
@@ -59,12 +64,14 @@ _AT_MOST = {
     "model.layers": 1e5, "model.hidden": 1e6, "model.heads": 1e5, "model.head_dim": 1e5, "model.ffn": 1e7,
     "model.vocab_size": 1e8, "model.max_positions": 1e9, "data.seq_len": 1e9, "train.global_batch": 1e9,
     "ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024,
+    "cluster.nodes": 1e6, "cluster.ranks_per_node": 1024, "cluster.warn_s": 65535, "cluster.join_s": 1e6,
     "model.embedding_grad": 1,  # it shrinks
 }  # fmt: skip
 
 _ABOVE_ZERO = (
     "model.norm_eps", "model.rope_theta", "model.embedding_grad", "parallel.bucket_mb", "parallel.timeout_s",
     "optim.lr", "optim.eps", "optim.clip_z", "precision.loss_scale", "precision.min_loss_scale",
+    "cluster.join_s",
 )  # fmt: skip
 
 _SHARES = (  # from 0 up to, but not including, 1
@@ -92,6 +99,7 @@ def validate(config: Config, world_size: int | None) -> None:
     _check_ops(config)
     _check_checkpoint(config)
     _check_run(config)
+    check_cluster(config.cluster)
     read_plan(config.faults, world_size)
 
 
