@@ -25,14 +25,16 @@ class Chart:
     hint: str = ""
 
 
+_TIMES = ("step_time_s", "compute_time_s", "communication_time_s", "bubble_time_s", "optimizer_time_s", "data_time_s")
 _KNOWN = (
     Chart("loss", "Loss", ("loss", "valid_loss"), "nats per token", log=True, wide=True, marked=True),
     Chart("grad_norm", "Gradient norm", ("grad_norm",), log=True, marked=True, hint="global, before clipping"),
+    Chart("param_norm", "Norm of the weights", ("param_norm",), hint="global, before the update"),
     Chart("lr", "Learning rate", ("lr",), zero=True, hint="of each step, with what the ledger lowered"),
     Chart("tokens_per_s", "Throughput", ("tokens_per_s",), "tokens/s", zero=True, hint="all ranks together"),
     Chart("mfu_percent", "Model FLOPs utilisation", ("mfu_percent",), "%", zero=True, hint="of the device's peak"),
     Chart("tflops_per_device", "Model FLOP/s", ("tflops_per_device",), "TFLOP/s per rank", zero=True),
-    Chart("step_time_s", "Step time", ("step_time_s", "data_time_s"), "s", log=True, hint="and the wait for data"),
+    Chart("step_time_s", "Step time", _TIMES, "s", log=True, hint="and its parts"),
     Chart("memory_gib", "Memory", ("memory_gib",), "GiB", zero=True, hint="most that the writing rank has held"),
     Chart("loss_scale", "Loss scale", ("loss_scale",), log=True, hint="fp16"),
     Chart("gpu_power_w", "GPU power", ("gpu_power_w",), "W", zero=True, hint="of the writing rank"),
@@ -44,7 +46,7 @@ _KNOWN = (
 )  # fmt: skip
 _ALWAYS = ("loss", "grad_norm", "lr", "tokens_per_s", "memory_gib", "step_time_s")  # a page without them says so
 _WHERE_VARIED = ("loss_scale", "batch_size")
-_ELSEWHERE = {"tokens_per_s_per_device", "valid_perplexity"}  # follow from others
+_ELSEWHERE = {"tokens_per_s_per_device", "valid_perplexity", "alerts"}  # follow from others
 
 
 def choose(runs: Sequence[dict[str, Any]]) -> list[Chart]:

@@ -112,7 +112,7 @@ def step_time(run: Run) -> Html:
     ]
     shares = [(name, seconds) for name, seconds in parts if seconds is not None]
     rest = max(0.0, whole - sum(seconds for _, seconds in shares))
-    shares.append(("everything else: computing, communicating", rest))
+    shares.append(("everything else", rest))
     hint = f"median step {duration(whole)}{_stalls(run)}"
     return card(title, bar([(name, value, duration(value)) for name, value in shares]), hint=hint, name="step-time")
 
