@@ -41,6 +41,7 @@ def run_with_config(task: Task, argv: list[str], check: Check | None = None) -> 
     ConfigError for a point that cannot run; `here` says that it would run on this machine. Without a check there are
     no sweeps.
     """
+    argv = _in_order(argv)
     flags = get_args_parser().parse_args(argv)
     if flags.help or flags.hydra_help or flags.cfg or flags.info:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a page for people: `--help | head` ends quietly
@@ -75,9 +76,15 @@ def compose_more(overrides: list[str], flags: list[str]) -> Config:
 
 def repeat_flags(argv: list[str]) -> list[str]:
     """Return the options of `argv` that say where configuration comes from, for a process that reads it again."""
-    flags = vars(get_args_parser().parse_args(argv))
+    flags = vars(get_args_parser().parse_args(_in_order(argv)))
     names = ("config_path", "config_name", "config_dir")
     return [part for name in names if flags[name] for part in (f"--{name.replace('_', '-')}", flags[name])]
+
+
+def _in_order(argv: list[str]) -> list[str]:
+    """Return `argv` with -m in front: argparse does not take one amid overrides."""
+    sweeps = [argument for argument in argv if argument in ("-m", "--multirun")]
+    return [*sweeps[:1], *(argument for argument in argv if argument not in sweeps)]
 
 
 def run_hydra(job: Callable[[DictConfig], object], argv: list[str]) -> None:

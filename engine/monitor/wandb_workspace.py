@@ -64,7 +64,7 @@ def make_workspace(project: str, entity: str, name: str) -> str:
             plots += [draw(names, _TOKENS) for names in drawn[:2]]
         sections.append(workspaces.Section(name=title, panels=plots, is_open=title != "More"))
     try:
-        owner = entity or wandb.Api().default_entity
+        owner = entity or str(wandb.Api().default_entity)
         made = workspaces.Workspace(entity=owner, project=project, name=name, sections=sections).save()
     except Exception as error:  # of wandb's, requests' or its own: refused, unknown project, no network
         first = printable(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.monitor.metrics import METRICS
@@ -53,6 +53,8 @@ def choose(runs: Sequence[dict[str, Any]]) -> list[Chart]:
     """Return the charts for these runs (`series.run_data`): the known ones, then one for every other key found."""
     found = {key: curve for run in runs for key, curve in run["curves"].items()}
     charts = [chart for chart in _KNOWN if _wanted(chart, found, runs)]
+    if len(runs) > 1:  # the parts of a step would hide the runs
+        charts = [replace(chart, keys=chart.keys[:1], hint="") if chart.keys is _TIMES else chart for chart in charts]
     shown = {key for chart in _KNOWN for key in chart.keys} | _ELSEWHERE
     for key in sorted(set(found) - shown):
         validates = key.startswith("valid_loss")

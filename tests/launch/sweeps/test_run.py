@@ -43,7 +43,7 @@ class Runs:
 
 
 def sweep(tmp_path: Path, runs: Runs, *argv: str, check: Callable[[Config, bool], object] = lambda c, h: None) -> int:
-    return run_with_config(runs, ["-m", f"run.root={tmp_path}", *argv], check)
+    return run_with_config(runs, [f"run.root={tmp_path}", "-m", *argv], check)
 
 
 def test_each_point_is_a_run_of_its_own_in_one_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
