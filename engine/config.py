@@ -252,10 +252,19 @@ class MonitorConfig:
     console: str = "auto"  # auto | rich | plain | off
     wandb: str = "off"  # off | auto (online when logged in, else offline) | offline | online
     wandb_project: str = "trimaran"
+    wandb_group: str | None = None  # runs that wandb shows together; a sweep is a group by itself
     tensorboard: bool = False  # also write TensorBoard's event files, into tensorboard/ of the run folder
     straggler_factor: float = 2.0  # warn of a rank that works this many times as long as the others; 0: never
     peak_tflops: float = 0.0  # of one device, for MFU; 0: known from the device's name, else FLOP/s only
+    param_norm_interval: int = 10  # steps between those whose weights' norm is measured; 0: none
     pipeline_interval: int = 100  # steps between those whose pipeline actions are timed, for the report; 0: none
+
+
+@dataclass
+class ProfileConfig:
+    """A trace of some steps by torch's profiler, and what their time went to, in profile/ of the run folder."""
+
+    steps: str | None = None  # first:last, both included, such as 10:12 (in a YAML file '10:12'); null: none
 
 
 @dataclass
@@ -323,6 +332,7 @@ class Config:
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     ops: OpsConfig = field(default_factory=OpsConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -61,6 +61,11 @@ class Device:
             return event
         return time.perf_counter()
 
+    def wait_for(self, moment: Any) -> None:
+        """Wait until the device has come to a `mark`."""
+        if self.is_cuda:
+            moment.synchronize()
+
     def seconds_between(self, first: Any, last: Any) -> float:
         """Return the seconds from one `mark` to another; on CUDA all queued work must be done (`synchronize`)."""
         return first.elapsed_time(last) / 1000 if self.is_cuda else last - first

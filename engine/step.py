@@ -45,7 +45,8 @@ class StepResult:
     `loss` is the mean over the unmasked tokens of the global batch, `grad_norm` the global norm before clipping,
     `applied` 1 when the update was made and 0 when every rank skipped it, since something was not finite, beyond the
     limits or too large for the weights; `stop` counts the ranks that were asked to stop; `busy_s` [world] is how long
-    each rank worked since the step before.
+    each rank worked since the step before. `param_norm` is the norm of the weights before the update, 0 where it was
+    not measured.
     """
 
     loss: Tensor
@@ -53,12 +54,13 @@ class StepResult:
     applied: Tensor
     stop: Tensor
     busy_s: Tensor
+    param_norm: Tensor
 
     def read(self) -> StepValues:
         """Bring everything to the host: the one synchronisation of a step."""
-        values = torch.stack([self.loss, self.grad_norm, self.applied, self.stop])
-        loss, norm, applied, stop, *busy = torch.cat([values, self.busy_s]).tolist()
-        return StepValues(loss, norm, bool(applied), bool(stop), tuple(busy))
+        values = torch.stack([self.loss, self.grad_norm, self.applied, self.stop, self.param_norm])
+        loss, norm, applied, stop, weights, *busy = torch.cat([values, self.busy_s]).tolist()
+        return StepValues(loss, norm, bool(applied), bool(stop), tuple(busy), weights or None)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class StepValues:
     applied: bool
     stop: bool
     busy_s: tuple[float, ...]
+    param_norm: float | None
 
 
 @dataclass
@@ -78,8 +81,8 @@ class Gradients:
 
     Float64 tensors on the device, equal on every rank and 0-dim where not said: the loss, the global gradient norm
     before clipping, the norm of each tensor ([1] where tensors are not told apart), the number of ranks that were asked
-    to stop, and [world] the time that each rank worked since the last such pass; `loss_scale` is what the gradients are
-    still multiplied by.
+    to stop, [world] the time that each rank worked since the last such pass, and the norm of the weights where it was
+    measured; `loss_scale` is what the gradients are still multiplied by.
     """
 
     step: int
@@ -88,6 +91,7 @@ class Gradients:
     norms_t: Tensor
     stops: Tensor
     busy_s: Tensor
+    param_norm: Tensor
     loss_scale: float
 
 
@@ -167,9 +171,11 @@ class Stepper:
         FLIGHT.phase(phases.REDUCE)
         self.buckets.finish()
         FLIGHT.phase(phases.NORM)
-        loss, stops, busy, squares_t = self._sum_over_world(losses, stop, self.optimizer.squares())
+        every = self.config.monitor.param_norm_interval
+        weights = self.optimizer.weight_squares() if every and step % every == 0 else None
+        loss, stops, weights, busy, squares_t = self._sum_over_world(losses, stop, self.optimizer.squares(), weights)
         norm, norms_t = squares_t.sum().sqrt() / loss_scale, squares_t.sqrt() / loss_scale
-        return Gradients(step, loss, norm, norms_t, stops, busy, loss_scale)
+        return Gradients(step, loss, norm, norms_t, stops, busy, weights.sqrt(), loss_scale)
 
     def update(
         self, gradients: Gradients, lr: float, limits: Limits = NO_LIMITS, clip_factor: float = 1.0
@@ -186,7 +192,8 @@ class Stepper:
         )  # fmt: skip
         self.clipping.accept(made)
         FLIGHT.phase(phases.READ)
-        return StepResult(loss, norm, made.to(norm.dtype), gradients.stops, gradients.busy_s)
+        made = made.to(norm.dtype)
+        return StepResult(loss, norm, made, gradients.stops, gradients.busy_s, gradients.param_norm)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Return the mean loss over the unmasked tokens of all replicas' `micro_batches`, without training."""
@@ -209,10 +216,12 @@ class Stepper:
         all_reduce(total, self.mesh.dp)
         return 1.0 / total.clamp(min=1.0)  # a batch without any token to learn from has a loss of 0
 
-    def _sum_over_world(self, losses: list[Tensor], stop: bool, squares_t: Tensor) -> tuple[Tensor, ...]:
-        """Add up losses (held by the last stage, equal over tp), votes to stop and squared norms, in float64.
+    def _sum_over_world(
+        self, losses: list[Tensor], stop: bool, squares_t: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Add up losses (held by the last stage, equal over tp), votes to stop, squares of weights and by tensor.
 
-        The third tensor [world] is the time that each rank was busy since the call before.
+        All is float64. The fourth tensor [world] is the time that each rank was busy since the call before.
         """
         loss = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
         if self.mesh.is_last_stage and self.mesh.tp.is_first:
@@ -220,10 +229,11 @@ class Stepper:
         votes = torch.full_like(loss, float(stop))
         busy = torch.zeros(self.mesh.world.size, dtype=torch.float64, device=loss.device)
         busy[self.mesh.world.rank].fill_(self.clock.lap())  # a fill, not a copy from the host: nothing waits
-        sums = torch.cat([loss[None], votes[None], busy, squares_t.double()])
+        weights = torch.zeros_like(loss) if weights is None else weights
+        sums = torch.cat([loss[None], votes[None], weights[None], busy, squares_t.double()])
         all_reduce(sums, self.mesh.world)
-        squares_at = 2 + len(busy)
-        return sums[0], sums[1], sums[2:squares_at], sums[squares_at:]
+        squares_at = 3 + len(busy)
+        return sums[0], sums[1], sums[2], sums[3:squares_at], sums[squares_at:]
 
     def _forward(self, chunk: Chunk, hidden_bsh: Tensor | None, micro: MicroBatch) -> Tensor:
         """Run one chunk; the last one returns its micro-batch's share of the global mean loss."""

@@ -33,9 +33,9 @@ class SignalListener(ABC):
 
 
 class StopRequest(SignalListener):
-    """Set by Ctrl-C, SIGTERM or SIGUSR1: finish the step, save, leave. A second Ctrl-C ends the process at once."""
+    """Set by Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2: finish the step, save, leave. A second Ctrl-C ends the process."""
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # USR2: submitit's, of each process
 
     def __init__(self) -> None:
         super().__init__()

@@ -35,6 +35,9 @@ from engine.monitor.flops import Flops
 from engine.monitor.metrics import ERROR, INFO, WARN
 from engine.monitor.monitor import Monitor
 from engine.monitor.pipeline_times import PipelineTimes
+from engine.monitor.profile.profiler import Profiler
+from engine.monitor.profile.steps import profiled_steps
+from engine.monitor.step_parts import PhaseClock
 from engine.ops import backend
 from engine.optim.schedules import global_batch, learning_rate, plan
 from engine.run_folder import RunFolder
@@ -117,6 +120,9 @@ class Trainer:
         )  # fmt: skip
         self.flops = Flops(config.model, self.data.vocab, config.data.seq_len, config.monitor.peak_tflops, device)
         self.stragglers = Stragglers(config.monitor.straggler_factor)
+        self.clock = PhaseClock(device, pipelined=self.mesh.pp.size > 1)
+        profiled = profiled_steps(config.profile.steps, config.train.steps)
+        self.profiler = Profiler(profiled, self.folder, self.mesh, device)
         self.lost_peer = False
         self.machines = Machines(config, self.mesh, self.stepper, self.guard, self.monitor)
 
@@ -190,7 +196,9 @@ class Trainer:
         while self.states.step < steps:
             if self._turned_back_for_drift():
                 return False
-            values, action = self._train_step(loader, stop)
+            with self.profiler.around(self.states.step + 1):
+                values, action = self._train_step(loader, stop)
+            self._report_profile(action.step + 1)
             if action.kind == ROLLBACK:
                 self._go_back(action)
                 return False
@@ -208,10 +216,10 @@ class Trainer:
         """Make one step; return its numbers and what they lead to, which is on record but not carried out."""
         begin = time.perf_counter()
         states, config = self.states, self.config
+        self.clock.begin()
         FLIGHT.begin_step(states.step + 1)
         FLIGHT.phase(phases.DATA)
         micro_batches, step = loader.next(), states.step
-        data_s = time.perf_counter() - begin
         self.guard.begin(step)
         rate, clip = self.guard.factors(step)
         lr = rate * learning_rate(step, config.optim, config.train.steps)
@@ -220,6 +228,7 @@ class Trainer:
             step, micro_batches, lr, clip, scaler.scale, scaled=scaler.dynamic, stop=stop.asked, times=self.times
         )
         FLIGHT.phase(phases.LOG)
+        parts = self.clock.end()
         slow = self.stragglers.observe(values.busy_s)
         if slow is not None:
             self.monitor.event(slow)
@@ -229,6 +238,7 @@ class Trainer:
             verdict = self.machines.find_drift(step) or verdict
         action = self._decide(step, verdict)
         elapsed, scale = time.perf_counter() - begin, states.scaler.scale
+        self.profiler.add(elapsed, parts)
         batch = global_batch(states.consumed, config.train)
         consumed = states.consumed + batch
         if action.kind != ROLLBACK:
@@ -238,6 +248,7 @@ class Trainer:
             {
                 "loss": values.loss,
                 "grad_norm": values.grad_norm,
+                **({} if values.param_norm is None else {"param_norm": values.param_norm}),
                 "lr": lr,
                 "loss_scale": scale,
                 "skipped": int(not values.applied),
@@ -245,12 +256,20 @@ class Trainer:
                 "consumed_samples": consumed,
                 "consumed_tokens": consumed * config.data.seq_len,
                 "step_time_s": elapsed,
-                "data_time_s": data_s,
+                **{f"{part}_time_s": seconds for part, seconds in parts.items()},
                 **self.flops.rates(batch * config.data.seq_len, elapsed, self.mesh.world.size),
                 "memory_gib": self.device.peak_memory() / 2**30,
             },
         )
         return values, action
+
+    def _report_profile(self, step: int) -> None:
+        """Tell what the profile of the steps up to `step` says, once it is whole."""
+        summary, trouble = self.profiler.finish(step)
+        if summary is not None:
+            self.monitor.event(f"{summary.describe()}; traces in {self.folder / 'profile'}")
+        if trouble is not None:
+            self.monitor.event(trouble)
 
     def _decide(self, step: int, verdict: Verdict) -> Action:
         """Return what a verdict leads to, which is on record then, and tell of it."""
@@ -330,6 +349,7 @@ class Trainer:
         # A save that only rank 0 has to commit takes a moment; one that needs a lost rank will never end.
         self.states.close(_LOST_PEER_S if self.lost_peer else 30.0)
         self.guard.close()
+        self.profiler.close()
         self.monitor.close()
         FLIGHT.listener = None
         self.watchdog.close()

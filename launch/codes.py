@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 DONE = 0  # the run is done, or was asked to stop by Ctrl-C and has saved
 BUG = 1  # an error that is not explained by any of the below
 USER_ERROR = 2  # a mistake that one line explains
@@ -13,3 +15,23 @@ HANG = 124  # a rank did not come on within the time-out (as timeout(1) says it)
 INTERRUPTED = 130  # a second Ctrl-C
 
 RESTARTABLE = (BUG, DIED, HANG)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the exit code, and whether a signal asked it to stop early."""
+
+    code: int
+    stopped: bool = False
+
+
+def in_words(code: int) -> str:
+    """Return what an exit code says of a run."""
+    return _WORDS.get(code, f"exit code {code}")
+
+
+_WORDS = {
+    DONE: "done", BUG: "an error", USER_ERROR: "a mistake in its settings", DIED: "a rank died", HANG: "a rank hung",
+    LADDER_STOP: "stopped by the stability ladder", UNFINISHED: "asked to stop, and has saved",
+    FAULTS: "faults were found", INTERRUPTED: "killed by Ctrl-C",
+}  # fmt: skip

@@ -31,7 +31,7 @@ from engine.mesh import join_world
 from engine.ops import backend
 from engine.preflight.finding import Finding
 from engine.preflight.run import preflight
-from launch.codes import BUG, DIED, DONE, FAULTS, HANG
+from launch.codes import BUG, DIED, DONE, FAULTS, HANG, Outcome
 from launch.rank import is_rank, leave, run_rank
 from launch.ranks import start_ranks
 from launch.script import run_script
@@ -43,16 +43,11 @@ _RESULT = "TRIMARAN_DOCTOR"  # set for ranks that this script has started: the f
 def examine(arguments: list[str]) -> int:
     """Be a rank where one was started, or have all that the configuration asks for; return the exit code."""
     words = [f"run.{word}" if word.startswith("device=") else word for word in arguments]
-    given: list[tuple[Config, list[str]]] = []
 
-    def keep(config: Config, overrides: list[str]) -> int:
-        given.append((config, overrides))
-        return 0
+    def look(config: Config, overrides: list[str]) -> Outcome:
+        return Outcome(_work(config) if is_rank() else _launch(config, [*repeat_flags(words), *overrides]))
 
-    code = run_with_config(keep, words)
-    for config, overrides in given:  # several with -m
-        code = max(code, _work(config) if is_rank() else _launch(config, [*repeat_flags(words), *overrides]))
-    return code
+    return run_with_config(look, words)
 
 
 def _launch(config: Config, words: list[str]) -> int:

@@ -18,6 +18,7 @@ from launch.codes import BUG, DIED, DONE, HANG, LADDER_STOP, USER_ERROR
 # What explains a failed run, best first. A rank that hangs does not hear that it should end and is killed in the end,
 # so a time-out says more than a signal does. `ended` ranks were stopped by the agent after a peer had failed.
 _KINDS = ("interrupt", "user", "stop", "bug", "memory", "hang", "signal", "exit", "echo", "ended")
+_ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # batch systems send the others to ranks not yet listening
 _MEMORY_ADVICE = (
     "write a smaller train.micro_batch, parallel.recompute=full, or more parallel.tp or parallel.pp; on a CPU, "
     "ulimit -v and the memory of the container count too"
@@ -41,6 +42,11 @@ class Ended:
     def weight(self) -> int:
         """The smaller, the more an end explains those of others."""
         return _KINDS.index(self.kind) if self.kind in _KINDS else len(_KINDS)
+
+    def in_short(self) -> str:
+        """Return the text in one line, of a traceback the first and the last."""
+        lines = self.text.removeprefix(line("")).splitlines()
+        return " ".join(lines[:1] + lines[1:][-1:])
 
     def tell(self) -> None:
         """Print the text, if any, on stderr."""
@@ -119,7 +125,7 @@ def _kind(failure: ProcessFailure) -> str:
     if reported is not None:
         return str(reported)
     if failure.exitcode < 0:
-        return "ended" if failure.exitcode == -signal.SIGTERM else "signal"
+        return "ended" if -failure.exitcode in _ASKED else "signal"
     return "exit"
 
 

@@ -12,6 +12,7 @@ _HEAD = """Trimaran trains large language models over a mesh of ranks.
 
   python launch/pretrain.py [group=option ...] [key=value ...]       starts the ranks itself on this machine
   python launch/pretrain.py cluster=slurm cluster.nodes=N [...]      submits a job; with --dry-run, only writes it
+  python launch/pretrain.py -m optim.lr=1e-3,3e-4 [key=value ...]    a sweep, a run for each point
   torchrun [...] launch/pretrain.py [group=option ...] [key=value ...]   uses the ranks it is given; so does srun
 
 == Groups: choose with group=option ==

@@ -3,6 +3,7 @@
     python launch/pretrain.py [group=option ...] [key=value ...]      starts tp*pp*cp*dp ranks on this machine
     python launch/pretrain.py cluster=torchrun cluster.nodes=N cluster.rendezvous=HOST:PORT ...    on each of N nodes
     python launch/pretrain.py cluster=slurm cluster.nodes=N ...       submits a job; with --dry-run, only writes it
+    python launch/pretrain.py -m optim.lr=1e-3,3e-4 [...]             a sweep: a run for each point (launch/sweeps)
     torchrun [...] launch/pretrain.py [...]                           uses the ranks it is given
     srun --ntasks=N [...] python launch/pretrain.py [...]             the same
 
@@ -24,7 +25,7 @@ from engine.config import Config
 from engine.errors import ConfigError
 from engine.stop_request import StopRequest
 from launch import srun
-from launch.codes import DIED, DONE, UNFINISHED, USER_ERROR
+from launch.codes import DIED, DONE, UNFINISHED, USER_ERROR, Outcome
 from launch.rank import hung, is_rank, is_started_by_launcher, leave, run_rank
 from launch.settings import compose_more, repeat_flags, run_with_config
 
@@ -39,7 +40,9 @@ def main() -> int:
     given = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
     if is_rank():
         return run_with_config(_work, given)
-    return run_with_config(partial(_launch, flags=repeat_flags(given), dry_run=DRY_RUN in sys.argv[1:]), given)
+    dry_run = DRY_RUN in sys.argv[1:]
+    task = partial(_launch, flags=repeat_flags(given), dry_run=dry_run)
+    return run_with_config(task, given, None if dry_run else check_point)
 
 
 def _has_working_folder() -> bool:
@@ -50,7 +53,7 @@ def _has_working_folder() -> bool:
         return False
 
 
-def _work(config: Config, overrides: list[str]) -> int:
+def _work(config: Config, overrides: list[str]) -> Outcome:
     """Be a rank. Under srun, nobody but the ranks can say that they were asked to stop."""
     under_srun = srun.is_task() and not is_started_by_launcher()
     stop = StopRequest()
@@ -61,13 +64,28 @@ def _work(config: Config, overrides: list[str]) -> int:
         code = train(config, on_hang=hung, stop=stop)
         return UNFINISHED if code == DONE and under_srun and stop.by_machine else code
 
-    return leave(run_rank(train))
+    return Outcome(leave(run_rank(train)))
 
 
-def _launch(config: Config, overrides: list[str], flags: list[str], dry_run: bool) -> int:
+def _launch(config: Config, overrides: list[str], flags: list[str], dry_run: bool) -> Outcome:
     if srun.is_task() and config.cluster.kind == "local":
         srun.become_rank()
         return _work(config, overrides)
+    here, ranks = _check(config)
+    if config.cluster.kind == "slurm":
+        from launch.sbatch import Job, submit
+
+        tasks = [_task(config, number, overrides, flags) for number in range(len(config.cluster.array))]
+        return Outcome(submit(Job(config, tasks, here), dry_run=dry_run))
+    where = f"on each of {config.cluster.nodes} nodes" if config.cluster.kind == "torchrun" else "on this machine"
+    if dry_run:
+        print(f"trimaran: {here} rank(s) would start {where}, {ranks} in all.")
+        return Outcome(DONE)
+    return _start(config, here, [str(Path(__file__).resolve()), *flags, *overrides])
+
+
+def _check(config: Config) -> tuple[int, int]:
+    """Return how many ranks start on this node, and in all; ConfigError for a configuration that cannot run."""
     # Here, not above: mistakes are answered before what takes a second to load is needed.
     import torch
 
@@ -75,19 +93,25 @@ def _launch(config: Config, overrides: list[str], flags: list[str], dry_run: boo
 
     here, ranks = ranks_to_start(config, gpus=0 if config.run.device == "cpu" else torch.cuda.device_count())
     validate(config, ranks)
-    if config.cluster.kind == "slurm":
-        from launch.sbatch import Job, submit
-
-        tasks = [_task(config, number, overrides, flags) for number in range(len(config.cluster.array))]
-        return submit(Job(config, tasks, here), dry_run=dry_run)
-    where = f"on each of {config.cluster.nodes} nodes" if config.cluster.kind == "torchrun" else "on this machine"
-    if dry_run:
-        print(f"trimaran: {here} rank(s) would start {where}, {ranks} in all.")
-        return 0
-    return _start(config, here, [str(Path(__file__).resolve()), *flags, *overrides])
+    return here, ranks
 
 
-def _start(config: Config, here: int, words: list[str]) -> int:
+def check_point(config: Config, here: bool) -> None:
+    """Raise ConfigError for a point of a sweep that cannot run, on this machine (`here`) or wherever it will be."""
+    from engine.validate import validate
+
+    if config.cluster.kind != "local":
+        raise ConfigError(
+            f"cluster.kind={config.cluster.kind} starts no point of a sweep; write hydra/launcher=submitit_slurm to "
+            "send each point to SLURM, or cluster.array for an array of jobs of several nodes."
+        )
+    if here:
+        _check(config)
+    else:
+        validate(config, None)
+
+
+def _start(config: Config, here: int, words: list[str]) -> Outcome:
     """Start `here` ranks on this machine, together with other nodes' where there are some."""
     from launch.environment import network
     from launch.nodes import Nodes, NodesError
@@ -99,14 +123,11 @@ def _start(config: Config, here: int, words: list[str]) -> int:
             nodes = Nodes(config.cluster)
         except NodesError as error:
             print(f"trimaran: {error}", file=sys.stderr)
-            return DIED
-    outcome = start_ranks(
+            return Outcome(DIED)
+    return start_ranks(
         [sys.executable, *words], here, Path(config.run.root) / config.run.name, config.run.max_restarts,
         nodes=nodes, binding=config.cluster.binding, settings=network(config),
     )  # fmt: skip
-    if outcome.stopped:
-        sys.exit(outcome.code)  # also ends a sweep
-    return outcome.code
 
 
 def _task(config: Config, number: int, overrides: list[str], flags: list[str]) -> Config:

@@ -16,7 +16,6 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -26,7 +25,7 @@ from engine.flight.failures import HANG as HANG_KIND
 from engine.monitor import attempts
 from engine.stop_request import SignalListener
 from launch.agent import Agent, alone, silence
-from launch.codes import DIED, DONE, INTERRUPTED, RESTARTABLE, UNFINISHED
+from launch.codes import DIED, DONE, INTERRUPTED, RESTARTABLE, UNFINISHED, Outcome
 from launch.environment import ALLOCATOR, Setting, defaults
 from launch.explain import Ended, explain, line
 from launch.nodes import Nodes, NodesError
@@ -36,14 +35,6 @@ from launch.rank import BINDING, LAUNCHER
 ATTEMPT = "TRIMARAN_ATTEMPT"  # set for ranks: how often they were started before (engine.flight.recorder)
 _FROM = "from the newest checkpoint"
 _LAST_WORDS_S = 5.0  # how long ranks may take to say that they lost a peer on another node
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: the exit code, and whether a signal asked it to stop early."""
-
-    code: int
-    stopped: bool = False
 
 
 def start_ranks(
@@ -84,6 +75,8 @@ def start_ranks(
                 ended.tell()
                 refused = refusal(ended)
             speaks = nodes is None or nodes.speaks
+            if folder is not None and speaks and ended.text:
+                attempts.note(folder, attempts.EXPLAINED, code=ended.code, why=ended.in_short())
             if refused is not None:
                 _say(refused if speaks else "")
                 break

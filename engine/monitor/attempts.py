@@ -12,6 +12,8 @@ from typing import Any
 
 from engine.monitor.goodput import Account, account
 
+EXPLAINED = "explained"  # the launcher said why the ranks ended, with `code` and `why`
+
 
 def note(folder: Path, event: str, **values: Any) -> None:
     """Append an event with the time; a full disk loses it, not the run."""
@@ -43,6 +45,12 @@ def _time_after(folder: Path, step: int, timeline: int) -> float:
 def read_account(folder: Path) -> Account:
     """Return the account of a run up to now."""
     return account(records(folder / "attempts.jsonl"), records(folder / "metrics.jsonl"), time.time())
+
+
+def last_words(folder: Path) -> str:
+    """Return why the newest attempt that failed did; nothing when none has."""
+    return next((str(event["why"]) for event in [*records(folder / "attempts.jsonl")][::-1]
+                 if event.get("event") == EXPLAINED), "")  # fmt: skip
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ was started, from which step it went on, what that repeated, and how it ended. I
     {"event": "begin", "time": T, "step": S, "last": L, "repeated_s": R}   training goes on after step S; the attempt
                                                     before wrote its last record at L, R seconds of it are repeated
     {"event": "failed", "time": T, "code": N}       the launcher saw the ranks end so
+    {"event": "explained", "time": T, "code": N, "why": W}  why they did; of no account
     {"event": "end", "time": T, "step": S}          the training came to an end of its own, or as it was asked to
 """
 

@@ -12,6 +12,8 @@ Record = dict[str, float | int]
 
 INFO, WARN, ERROR = "info", "warn", "error"  # levels of notices
 
+EVENT = "stability/event"
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -28,6 +30,7 @@ METRICS = {
         # one record per step
         Metric("loss", "lm loss", "mean loss over the unmasked tokens of the global batch, nats per token"),
         Metric("grad_norm", "grad-norm", "global gradient norm before clipping"),
+        Metric("param_norm", "params-norm", "global norm of the weights before the update, on some steps"),
         Metric("lr", "learning-rate", "learning rate of the step"),
         Metric("loss_scale", "loss-scale", "factor on the loss in fp16; 1 otherwise"),
         Metric("skipped", "skipped", "1 when the update was not made (not finite, or an outlier), else 0"),
@@ -37,11 +40,16 @@ METRICS = {
         Metric("consumed_tokens", "consumed_tokens", "tokens trained on since the start of the run"),
         Metric("step_time_s", "iteration-time", "seconds from asking for the batch to the updated weights"),
         Metric("data_time_s", "time_metrics/data_loading(s)", "seconds of it spent waiting for data"),
+        Metric("compute_time_s", "time_metrics/compute(s)", "seconds in forward and backward passes"),
+        Metric("communication_time_s", "time_metrics/communication(s)", "seconds waiting for collectives, exposed"),
+        Metric("bubble_time_s", "time_metrics/bubble(s)", "seconds waiting for other pipeline stages"),
+        Metric("optimizer_time_s", "time_metrics/optimizer(s)", "seconds of norm, clipping and update"),
         Metric("tokens_per_s", "tokens_per_sec", "tokens per second of all ranks"),
         Metric("tokens_per_s_per_device", "tokens_per_sec_per_gpu", "tokens per second and rank"),
         Metric("tflops_per_device", "throughput", "model TFLOP/s per rank (engine.monitor.flops)"),
         Metric("mfu_percent", "mfu(%)", "model FLOP/s as a share of the device's peak, percent"),
         Metric("memory_gib", "memory/max_active(GiB)", "most memory this rank has held, GiB"),
+        Metric("alerts", "stability/alerts", "warnings and errors since this start: skips, rollbacks, lost saves"),
         Metric("goodput", "goodput", "useful share of the run's time so far, 0 to 1 (engine.monitor.goodput)"),
         # with a step, every few seconds, of the GPU of the rank that writes (engine.monitor.nvml)
         Metric("gpu_power_w", "gpu/power(W)", "power drawn, watts"),
@@ -53,6 +61,8 @@ METRICS = {
         Metric(
             "gpu_ecc_errors", "gpu/ecc_uncorrected", "memory errors that were not corrected since the driver started"
         ),
+        # with a warning or an error, in wandb only
+        Metric("event", EVENT, "what happened at the step, in words"),
         # after a validation
         Metric("valid_loss", "lm loss validation", "mean loss over the scored validation samples, nats per token"),
         Metric("valid_perplexity", "lm loss validation ppl", "exp(valid_loss)"),

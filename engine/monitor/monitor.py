@@ -20,7 +20,7 @@ from engine.monitor.goodput import Account
 from engine.monitor.jsonl import JsonlSink
 from engine.monitor.metrics import INFO, WARN, Record, set_key
 from engine.monitor.nvml import Nvml
-from engine.monitor.starts import StartsSink
+from engine.monitor.starts import StartsSink, environment
 from engine.monitor.tensorboard_sink import TensorboardSink
 from engine.monitor.wandb_sink import WandbSink
 
@@ -44,6 +44,7 @@ class Monitor:
         self._sinks: list[Sink] = []
         self._warned = False
         self.timeline = 0  # rollbacks so far
+        self._alerts = 0
         self._nvml: Nvml | None = None
         self._folder, self._account, self._accounted = folder, Account(), 0
         if is_writer:
@@ -82,7 +83,7 @@ class Monitor:
         self._account.add(record)
         if "loss" in record:
             self._account.until = time.time()
-            record["goodput"] = self._account.goodput
+            record["goodput"], record["alerts"] = self._account.goodput, self._alerts
         for sink in self._sinks:
             try:
                 sink.log(record)
@@ -129,6 +130,7 @@ class Monitor:
 
     def event(self, text: str, level: str = INFO) -> None:
         """Show a one-line notice. Of level WARN (the run helps itself) or ERROR (it stops) it is also an alert."""
+        self._alerts += level != INFO
         for sink in self._sinks:
             with contextlib.suppress(OSError, ValueError):  # a log that is full, a pipe whose reader left
                 sink.event(printable(text), level)
@@ -147,6 +149,6 @@ def _make_sinks(config: Config, folder: Path, notify: Callable[[str], None]) -> 
     if settings.tensorboard:
         sinks.append(TensorboardSink(folder, notify))
     if settings.wandb != "off":
-        about = dataclasses.asdict(config)
-        sinks.append(WandbSink(settings.wandb, settings.wandb_project, folder, about, notify))
+        about = {**dataclasses.asdict(config), "environment": environment(config.run.device)}
+        sinks.append(WandbSink(settings.wandb, settings.wandb_project, folder, about, notify, settings.wandb_group))
     return sinks

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from engine.monitor.metrics import INFO, METRICS, Record
+from engine.monitor.metrics import EVENT, INFO, METRICS, Record
 
 
 class WandbSink:
@@ -22,17 +22,21 @@ class WandbSink:
     """
 
     def __init__(
-        self, mode: str, project: str, folder: Path, config: dict[str, Any], notify: Callable[[str], None]
-    ) -> None:
+        self, mode: str, project: str, folder: Path, config: dict[str, Any], notify: Callable[[str], None],
+        group: str | None = None,
+    ) -> None:  # fmt: skip
         self.mode, self.project, self.folder, self.config, self.notify = mode, project, folder, config, notify
         self._run: Any = None
+        self.group = group
+        self._step: float = 0
         self._tokens: float | None = None  # consumed at the newest step
 
     def begin(self, step: int, total: int, timeline: int = 0) -> None:
+        self._step = step
         self._try(self._start)
 
     def log(self, record: Record) -> None:
-        self._tokens = record.get("consumed_tokens", self._tokens)
+        self._step, self._tokens = record["step"], record.get("consumed_tokens", self._tokens)
         if self._run is not None:
             if self._tokens is not None:
                 record = {"consumed_tokens": self._tokens, **record}
@@ -40,7 +44,13 @@ class WandbSink:
             self._try(lambda: self._run.log(named))
 
     def event(self, text: str, level: str = INFO) -> None:
-        """Make a warning or an error an alert, which wandb also sends by mail or chat; the console shows the others."""
+        """Make a warning or an error an alert, which wandb also sends by mail or chat, and a note at its step.
+
+        The console shows the others.
+        """
+        if self._run is not None and level != INFO:
+            place = {"step": self._step} | ({} if self._tokens is None else {"consumed_tokens": self._tokens})
+            self._try(lambda: self._run.log({**place, EVENT: text}))
         if self._run is not None and level != INFO:
             title = f"{self.folder.name}: {text.partition(': ')[0]}"
             self._try(lambda: self._run.alert(title=title[:63], text=text, level=level.upper()))
@@ -58,7 +68,8 @@ class WandbSink:
             self.notify("wandb: not logged in, so the run is recorded offline; `wandb sync` uploads it later")
         self._run = wandb.init(
             mode=mode, project=self.project, name=self.folder.name, id=run_id(self.folder), resume="allow",
-            dir=str(self.folder), config=self.config, settings=wandb.Settings(silent=True, console="off"),
+            group=self.group, dir=str(self.folder), config=self.config,
+            settings=wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
         self._run.define_metric("*", step_metric="step")
 

@@ -109,6 +109,14 @@ class ShardedAdamW:
                 sums_t[part.tensor] += sum_of_squares(part.state[1])
         return sums_t
 
+    def weight_squares(self) -> Tensor:
+        """Return the sum of squares of my shards of the weights (float64, 0-dim), each element counted once."""
+        total = torch.zeros((), dtype=torch.float64, device=self._sizes_t.device)
+        for part in self.parts:
+            if part.run.counted:
+                total += sum_of_squares(part.state[0])
+        return total
+
     def step(self, lr: float, grad_scale: Tensor, keep: Tensor, beta2: float | None = None) -> Tensor:
         """Update my shards with `grad_scale` times the gradient and gather the parameters; return what became of keep.
 

@@ -21,6 +21,7 @@ from engine.models.attention import written_out
 from engine.models.inits import INITS, OUTPUT_INITS
 from engine.models.registry import ACTIVATIONS, BLOCKS, NORMS, POSITIONS
 from engine.models.rules import check_traits
+from engine.monitor.profile.steps import profiled_steps
 from engine.objectives.rules import check_objective
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
@@ -62,6 +63,7 @@ _AT_LEAST: dict[str, int] = {
     "train.z_loss": 0, "train.steps": 1, "train.micro_batch": 1, "train.global_batch": 1, "train.eval_interval": 0,
     "train.eval_samples": 1, "train.log_interval": 1,
     "checkpoint.interval": 0, "checkpoint.keep_last": 1, "checkpoint.keep_every": 0,
+    "monitor.param_norm_interval": 0,
     "monitor.peak_tflops": 0, "monitor.pipeline_interval": 0, "monitor.straggler_factor": 0, "ops.head_block_mb": 0,
     "run.threads": 0, "run.max_restarts": 0,
     "cluster.nodes": 1, "cluster.ranks_per_node": 1, "cluster.node": 0, "cluster.warn_s": 0, "cluster.gpus_per_node": 1,
@@ -397,6 +399,7 @@ def _check_run(config: Config) -> None:
             f"monitor.straggler_factor={factor:g} would call every rank slow; write monitor.straggler_factor=2, or 0 "
             "to judge none."
         )
+    profiled_steps(config.profile.steps, config.train.steps)
     parts = config.run.name.split("/")
     if not all(parts) or ".." in parts or "." in parts:
         raise ConfigError(

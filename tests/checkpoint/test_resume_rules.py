@@ -15,7 +15,7 @@ from engine.checkpoint.resume import ACCEPTABLE, FIXED, check_model, check_run
 from engine.config import Config, ObjectiveConfig
 from engine.errors import CheckpointError, ConfigError
 from engine.validate import validate
-from launch.settings import known_keys
+from launch.mistakes import known_keys
 from tests.checkpoint.helpers import save, whole
 
 CONTENTS = [[7, "aa"], [3, "bb"]]

@@ -11,7 +11,7 @@ import pytest
 from engine.config import Config
 from engine.errors import ConfigError
 from launch import pretrain
-from launch.ranks import Outcome
+from launch.codes import Outcome
 from launch.settings import run_with_config
 from tests.launch.processes import REPO, environment
 
@@ -23,7 +23,7 @@ class Recorder:
         self.outcome = outcome
         self.calls: list[tuple[list[str], int]] = []
 
-    def __call__(self, command: list[str], count: int, folder: Path, max_restarts: int, **_: object) -> Outcome:
+    def __call__(self, command: list[str], count: int, folder: Path, max_restarts: int, **more: object) -> Outcome:
         self.calls.append((command, count))
         return self.outcome
 
@@ -51,9 +51,9 @@ def test_ranks_read_the_same_configuration(monkeypatch: pytest.MonkeyPatch, tmp_
     assert command[:2] == [sys.executable, str(REPO / "launch" / "pretrain.py")]
     configs: list[Config] = []
 
-    def keep(config: Config, overrides: list[str]) -> int:
+    def keep(config: Config, overrides: list[str]) -> Outcome:
         configs.append(config)
-        return 0
+        return Outcome(0)
 
     for words in (argv, command[2:]):
         assert run_with_config(keep, words) == 0
@@ -69,11 +69,11 @@ def test_a_layout_that_cannot_run_starts_nothing(
     assert "parallel.tp=3 does not divide model.heads=4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("outcome", "jobs"), [(Outcome(0), 3), (Outcome(0, stopped=True), 1), (Outcome(1), 1)])
+@pytest.mark.parametrize(("outcome", "jobs"), [(Outcome(0), 3), (Outcome(0, stopped=True), 1), (Outcome(1), 3)])
 def test_a_sweep_goes_on_until_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcome: Outcome, jobs: int
 ) -> None:
-    argv = ["-m", f"run.root={tmp_path}", "optim.lr=0.1,0.2,0.3"]
+    argv = ["-m", f"run.root={tmp_path}", "run.device=cpu", "optim.lr=0.1,0.2,0.3"]
     code, recorder = main(monkeypatch, *argv, outcome=outcome)
     assert (code, len(recorder.calls)) == (outcome.code, jobs)
 

@@ -14,29 +14,27 @@ from engine.errors import DataError
 from engine.models.transformer import count_parameters
 from engine.validate import validate
 from launch import helptext
-from launch.settings import CONF, known_keys, repeat_flags, run_with_config
+from launch.codes import Outcome
+from launch.mistakes import known_keys
+from launch.settings import CONF, repeat_flags, run_with_config
 
 
 def compose(*argv: str) -> Config:
     """Return the configuration a command line gives."""
-    return sweep(*argv)[0][0]
+    seen: list[Config] = []
 
-
-def sweep(*argv: str) -> list[tuple[Config, list[str]]]:
-    seen: list[tuple[Config, list[str]]] = []
-
-    def task(config: Config, overrides: list[str]) -> int:
-        seen.append((config, overrides))
-        return 0
+    def task(config: Config, overrides: list[str]) -> Outcome:
+        seen.append(config)
+        return Outcome(0)
 
     assert run_with_config(task, list(argv)) == 0
-    return seen
+    return seen[0]
 
 
 def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """Return the one line with which a command line is refused."""
 
-    def task(config: Config, overrides: list[str]) -> int:
+    def task(config: Config, overrides: list[str]) -> Outcome:
         raise AssertionError("must not start")
 
     try:
@@ -131,7 +129,7 @@ def test_mistakes_in_files_get_one_line(
 
 
 def test_an_error_of_the_task_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    def task(config: Config, overrides: list[str]) -> int:
+    def task(config: Config, overrides: list[str]) -> Outcome:
         raise DataError("no such file")
 
     with pytest.raises(SystemExit) as end:
@@ -140,33 +138,20 @@ def test_an_error_of_the_task_is_one_line_and_code_2(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "trimaran: no such file\n"
 
 
-def test_a_sweep_gives_each_point_its_own_run_folder(tmp_path: Path) -> None:
-    argv = ["-m", f"run.root={tmp_path}", "optim.lr=0.1,0.2", "model=gpt-tiny,llama-tiny", "train.steps=7"]
-    points = sweep(*argv)
-    names = [config.run.name for config, _ in points]
-    assert names[0] == "default-optim.lr=0.1-model=gpt-tiny"
-    assert len(set(names)) == 4
-    assert [config.run.name for config, _ in sweep(*argv)] == names  # so that a sweep started again resumes
-    for config, overrides in points:  # a rank that reads the overrides of its point gets the same configuration
-        assert compose(*overrides) == config
-
-
-def test_nothing_is_written_but_the_sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     compose()
     assert list(tmp_path.iterdir()) == []
-    sweep("-m", "optim.lr=0.1,0.2")
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / "runs" / "sweeps" / "multirun.yaml"]
 
 
 def test_cfg_job_prints_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_with_config(lambda config, overrides: 1, ["--cfg", "job", "optim.lr=0.125"]) == 0
+    assert run_with_config(lambda config, overrides: Outcome(1), ["--cfg", "job", "optim.lr=0.125"]) == 0
     assert "lr: 0.125" in capsys.readouterr().out
 
 
 def test_help_lists_every_group_option_and_key_with_its_comment(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        run_with_config(lambda config, overrides: 1, ["--help"])
+        run_with_config(lambda config, overrides: Outcome(1), ["--help"])
     assert end.value.code == 0
     page = capsys.readouterr().out
     for group in (folder.name for folder in CONF.iterdir() if folder.is_dir()):

@@ -6,7 +6,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const view = { axis: "step", smooth: 0, zoom: null, hidden: new Set(), charts: [] };
 const AXES = { step: "step", tokens: "tokens", hours: "hours in steps" };
 const names = (table) => Object.assign(Object.create(null), table); // without the names every object has
-const NAMES = names({ loss: "train", valid_loss: "validation", step_time_s: "whole step", data_time_s: "waiting for data" });
+const NAMES = names({ loss: "train", valid_loss: "validation", step_time_s: "whole step", data_time_s: "waiting for data", compute_time_s: "computing", communication_time_s: "communicating", bubble_time_s: "pipeline bubble", optimizer_time_s: "optimizer" });
 
 function make(name, attributes, parent, text) {
   const node = document.createElementNS(SVG, name);

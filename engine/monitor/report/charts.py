@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.monitor.metrics import METRICS, set_key, set_metrics
@@ -25,14 +25,16 @@ class Chart:
     hint: str = ""
 
 
+_TIMES = ("step_time_s", "compute_time_s", "communication_time_s", "bubble_time_s", "optimizer_time_s", "data_time_s")
 _KNOWN = (
     Chart("loss", "Loss", ("loss", "valid_loss"), "nats per token", log=True, wide=True, marked=True),
     Chart("grad_norm", "Gradient norm", ("grad_norm",), log=True, marked=True, hint="global, before clipping"),
+    Chart("param_norm", "Norm of the weights", ("param_norm",), hint="global, before the update"),
     Chart("lr", "Learning rate", ("lr",), zero=True, hint="of each step, with what the ledger lowered"),
     Chart("tokens_per_s", "Throughput", ("tokens_per_s",), "tokens/s", zero=True, hint="all ranks together"),
     Chart("mfu_percent", "Model FLOPs utilisation", ("mfu_percent",), "%", zero=True, hint="of the device's peak"),
     Chart("tflops_per_device", "Model FLOP/s", ("tflops_per_device",), "TFLOP/s per rank", zero=True),
-    Chart("step_time_s", "Step time", ("step_time_s", "data_time_s"), "s", log=True, hint="and the wait for data"),
+    Chart("step_time_s", "Step time", _TIMES, "s", log=True, hint="and its parts"),
     Chart("memory_gib", "Memory", ("memory_gib",), "GiB", zero=True, hint="most that the writing rank has held"),
     Chart("loss_scale", "Loss scale", ("loss_scale",), log=True, hint="fp16"),
     Chart("gpu_power_w", "GPU power", ("gpu_power_w",), "W", zero=True, hint="of the writing rank"),
@@ -48,13 +50,15 @@ _SET_CHARTS = (
     ("loss", "Validation sets", "nats per token"),
     ("bits_per_byte", "Validation sets, by bytes", "bits per byte"),
 )
-_ELSEWHERE = {"tokens_per_s_per_device", "valid_perplexity"}  # follow from others
+_ELSEWHERE = {"tokens_per_s_per_device", "valid_perplexity", "alerts"}  # follow from others
 
 
 def choose(runs: Sequence[dict[str, Any]]) -> list[Chart]:
     """Return the charts for these runs (`series.run_data`): the known ones, then one for every other key found."""
     found = {key: curve for run in runs for key, curve in run["curves"].items()}
     charts = [chart for chart in _KNOWN if _wanted(chart, found, runs)]
+    if len(runs) > 1:  # the parts of a step would hide the runs
+        charts = [replace(chart, keys=chart.keys[:1], hint="") if chart.keys is _TIMES else chart for chart in charts]
     charts += _of_sets(found, several=len(runs) > 1)
     shown = {key for chart in [*_KNOWN, *charts] for key in chart.keys} | _ELSEWHERE
     for key in sorted(key for key in set(found) - shown if not key.startswith("valid/")):

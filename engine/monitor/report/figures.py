@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.monitor.report.html import Html, bar, card, duration, fixed, missing, number, tag
+from engine.monitor.profile.summary import read_summary
+from engine.monitor.report.html import Html, bar, card, duration, fixed, missing, number, table, tag
 from engine.monitor.report.read import Run
 from engine.stability.actions import ROLLBACK, STOP
+
+_SHOWN_RANKS = 16
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,29 @@ def step_time(run: Run) -> Html:
     ]
     shares = [(name, seconds) for name, seconds in parts if seconds is not None]
     rest = max(0.0, whole - sum(seconds for _, seconds in shares))
-    shares.append(("everything else: computing, communicating", rest))
+    shares.append(("everything else", rest))
     hint = f"median step {duration(whole)}{_stalls(run)}"
     return card(title, bar([(name, value, duration(value)) for name, value in shares]), hint=hint, name="step-time")
+
+
+def profiled(run: Run) -> Html:
+    """Return what a profile found the time of its steps to go to; nothing where none was made."""
+    title = "Profile"
+    try:
+        found = read_summary(run.path)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        return card(title, missing(f"the summary cannot be read: {error!r}"), name="profile")
+    if found is None:
+        return Html("")
+    parts = [(name, share, f"{100 * share:.1f}%") for name, share in found.shares().items()]
+    rows = [
+        (rank, *(duration(value) for value in mine.values()), duration(whole))
+        for rank, (mine, whole) in enumerate(zip(found.parts[:_SHOWN_RANKS], found.seconds, strict=False))
+    ]
+    ranks = table(["rank", *found.parts[0], "in all"], rows, numbers=range(len(found.parts[0]) + 2))
+    more = f", the first {_SHOWN_RANKS} ranks below" if len(found.parts) > _SHOWN_RANKS else ""
+    hint = f"steps {found.first:,} to {found.last:,}, all ranks; communication counts where it is exposed{more}"
+    return card(title, bar(parts), ranks, hint=hint, name="profile")
 
 
 def _stalls(run: Run) -> str:

@@ -50,16 +50,19 @@ def render(runs: Sequence[Run], now: float) -> str:
 
 
 def _one(run: Run, panels: Html) -> Html:
-    below = [section(run) for section in (setup.pipeline, figures.step_time, setup.data, decisions.ledger,
-                                          decisions.checkpoints, setup.environment, setup.config)]  # fmt: skip
+    sections = (
+        setup.pipeline, figures.step_time, figures.profiled, setup.data, decisions.ledger, decisions.checkpoints,
+        setup.environment, setup.config,
+    )  # fmt: skip
+    below = [section(run) for section in sections]
     return join([figures.tiles(run), panels, tag("h2", "How it ran"), tag("div", *below, class_="cards")])
 
 
 def _several(runs: Sequence[Run], panels: Html) -> Html:
     each = [
         tag("details", tag("summary", run.name), figures.tiles(run), tag("div", setup.pipeline(run),
-            figures.step_time(run), setup.data(run), decisions.ledger(run), decisions.checkpoints(run),
-            setup.environment(run), class_="cards"))
+            figures.step_time(run), figures.profiled(run), setup.data(run), decisions.ledger(run),
+            decisions.checkpoints(run), setup.environment(run), class_="cards"))
         for run in runs
     ]  # fmt: skip
     overview = tag("div", compare.overview(runs), class_="cards first")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import Config
+from engine.monitor.profile.summary import Summary
 from engine.stability.actions import LOWER, ROLLBACK, Action
 from engine.stability.ledger import COMMIT, INTENT, Ledger
 from engine.stability.signals import Verdict
@@ -39,7 +40,8 @@ def records(first: int, last: int, rng: np.random.Generator, spike: int | None =
             loss=2.1 + 8 * math.exp(-step / 400) + 0.05 * noise[0] + 0.9 * min(bad, 6),
             grad_norm=math.exp(0.3 * noise[1] - 0.5 + 0.8 * min(bad, 5)), lr=3e-4 * min(1.0, step / 500),
             skipped=int(bad > 1), consumed_samples=16 * step, consumed_tokens=4096 * step,
-            step_time_s=0.42 + 0.5 * slow, data_time_s=0.004, tokens_per_s=9800 + 300 * noise[2],
+            step_time_s=0.42 + 0.5 * slow, data_time_s=0.004, compute_time_s=0.3, communication_time_s=0.02,
+            bubble_time_s=0.06, optimizer_time_s=0.02, param_norm=180 + step / 50, tokens_per_s=9800 + 300 * noise[2],
             mfu_percent=41 + noise[3], memory_gib=61.5,
         )  # fmt: skip
         rows.append({"step": step, **values})
@@ -79,6 +81,9 @@ def run_folder(folder: Path, steps: int, settings: dict[str, Any] | None = None,
     write(folder / "metrics.jsonl", [extra for row in rows for extra in (row, *_after(row, max(1, steps // 25)))])
     plain = settings or config(steps, parallel={"pp": 4, "dp": 1, "tp": 2}, model={"layers": 16},
                                data={"paths": MIXTURE})  # fmt: skip
+    (folder / "profile").mkdir()
+    parts = {"compute": 0.6, "communication": 0.05, "bubble": 0.1, "optimizer": 0.04, "data": 0.01}
+    Summary(10, 11, [0.84] * 8, [parts] * 8).write(folder)
     known = {"ranks": 8, "environment": MACHINE, "config": plain}
     write(folder / "starts.jsonl", [{"step": step, "time": 1.79e9 + step, **known} for step in (0, steps // 3)])
     return folder

@@ -75,7 +75,7 @@ def test_the_page_as_it_is(tmp_path: Path) -> None:
     elements, console = browse(page, tmp_path / "profile")
     assert console == ""
     widths = [float(width) for width in re.findall(r'<div class="plot"><svg width="([\d.]+)"', elements)]
-    assert len(widths) == 7
+    assert len(widths) == 8
     assert min(widths) > 300
 
 
@@ -83,12 +83,12 @@ def test_reading_off_zooming_and_switching(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / "run", 200)]
     told, console = probe(tmp_path, folders)
     assert console == ""
-    assert len(told["panels"]) == 15
+    assert len(told["panels"]) == 17
     assert all(width > 100 and height > 40 for width, height in told["panels"].values()), told["panels"]
     assert (told["empty"], told["wide"]) == (0, False)
     assert re.search(r"^step 1\d\d", told["tip"])
     assert "train" in told["tip"]
-    assert told["cursors"] == 7
+    assert told["cursors"] == 8
     assert told["zoom"] == pytest.approx([0.4 * 199 + 1, 0.6 * 199 + 1], abs=1)
     assert told["reset"]
     assert told["unzoomed"]

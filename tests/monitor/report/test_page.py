@@ -16,7 +16,7 @@ from tests.monitor.records import step_values
 from tests.monitor.report.fake_run import config, decide, run_folder, write
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\"><!--"
-PANELS = {"charts", "pipeline", "step-time", "data", "ledger", "checkpoints", "environment", "config"}
+PANELS = {"charts", "pipeline", "step-time", "profile", "data", "ledger", "checkpoints", "environment", "config"}
 VOID = {"meta", "input", "br", "img"}
 
 
@@ -70,6 +70,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert page.all("data-chart") == {
         "loss",
         "grad_norm",
+        "param_norm",
         "lr",
         "tokens_per_s",
         "mfu_percent",
@@ -215,3 +216,14 @@ def test_validation_sets_share_charts(tmp_path: Path) -> None:
     assert page.data["runs"][0]["curves"]["valid/books/loss"] == {"x": [4], "y": [2.5]}
     both = {chart["name"]: chart["keys"] for chart in page_of(tmp_path / "one", tmp_path / "two").data["charts"]}
     assert (both["sets_loss_0"], both["sets_loss_1"]) == (["valid/books/loss"], ["valid/x/loss"])
+
+
+def test_a_profile_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "voyage", 100)
+    page = " ".join(page_of(folder).text.split())
+    assert "steps 10 to 11, all ranks" in page
+    assert "bubble 11.9%" in page
+    (folder / "profile" / "summary.json").write_text('{"first": 1, "last": 2, "seconds": [1], "parts": []}')
+    assert "the summary cannot be read" in page_of(folder).text
+    (folder / "profile" / "summary.json").unlink()
+    assert "profile" not in page_of(folder).all("data-panel")
