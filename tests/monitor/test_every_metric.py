@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from engine.monitor.metrics import EVENT, METRICS, Record
 from engine.monitor.profile.summary import read_summary
 from engine.monitor.step_parts import PARTS
 from tests.monitor.test_wandb_sink import history, read_records, wait_for_exit
+from tests.monitor.wandb_server import serving
 from tests.ranks import run_ranks
 from tests.system.runs import corpus, metrics
 from tests.voyages import settings, train_here
@@ -30,8 +34,6 @@ class Driver:
 
 
 def train_with_gpu(rank: int, world: int, config: object) -> None:
-    import os
-
     from engine.monitor import monitor
 
     os.environ["NETRC"] = "/dev/null"
@@ -72,6 +74,25 @@ def test_the_offline_folder_holds_every_documented_metric(folder: Path) -> None:
     assert "code" in known["environment"]
     alerts = [r.alert for r in read_records(file) if r.WhichOneof("record_type") == "alert"]
     assert len(alerts) == 1
+
+
+def test_wandb_syncs_the_offline_folder(folder: Path) -> None:
+    """wandb's own reader: its command uploads the folder, here to a stand-in of its server."""
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    wait_for_exit([file])
+    command = [str(Path(sys.executable).with_name("wandb")), "sync", str(file.parent)]
+    with serving() as received:
+        login = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": received.address}
+        done = subprocess.run(
+            command, env={**os.environ, **login}, cwd=folder, capture_output=True, text=True, timeout=200, check=False
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {metric.dashboard for metric in METRICS.values()} <= {name for row in received.rows for name in row}
+    assert [row["step"] for row in received.rows if "lm loss" in row] == [1, 2, 3, 4]
+    identity = (folder / "wandb_id").read_text()
+    assert {(run["name"], run["groupName"]) for run in received.runs if run.get("groupName")} == {
+        (identity, "watched-ones")
+    }
 
 
 def test_the_parts_of_a_step_are_within_it(folder: Path) -> None:
