@@ -48,9 +48,10 @@ def words(command: str, ranks: int, port: int) -> list[str]:
         parts[:1] = [sys.executable, "-m", "torch.distributed.run"]
     elif parts[0] == "python":
         parts[0] = sys.executable
-    trains = str(REPO / "launch/pretrain.py") in parts and not asks and not {"--help", "--cfg"} & set(parts)
-    if trains:  # the line's own settings come last and win, but for the length of the run
-        at = parts.index(str(REPO / "launch/pretrain.py")) + 1
+    sized = [place for place, part in enumerate(parts) if part.endswith(("launch/pretrain.py", "launch/doctor.py"))]
+    if sized and not asks and not {"--help", "--cfg"} & set(parts):
+        # the line's own settings come last and win, but for the length of the run
+        at = sized[0] + 1
         own = {part.partition("=")[0] for part in parts[at:]}
         parts[at:at] = [s for s in [*TINY, "run.device=cpu", "train.global_batch=8"] if s.partition("=")[0] not in own]
         parts = [part for part in parts if not part.startswith(("train.steps=", "data.workers="))]
@@ -92,7 +93,9 @@ def test_readme_command(number: int, folder: Path) -> None:
     elif "--nnodes=2" in command or "cluster.nodes=2" in command:
         port = free_port()
         nodes = [start(command, folder, ranks=1, port=port) for _ in range(2)]
-        assert any("validation at step 2" in finish(node) for node in nodes)
+        outputs = [finish(node) for node in nodes]
+        wanted = "ok: " if "doctor.py" in command else "validation at step 2"
+        assert any(wanted in output for output in outputs), outputs
     elif "dashboard.py project" in command:
         process = start(command, folder)
         output, _ = process.communicate(timeout=150)
@@ -103,6 +106,8 @@ def test_readme_command(number: int, folder: Path) -> None:
             assert output.startswith("import ")
         elif "--dry-run" in command:
             assert output.rstrip().endswith("is written, not submitted.")
+        elif "doctor.py" in command:
+            assert "fault: " not in output
         elif "report.py" in command:
             assert output.startswith("report runs/")
         elif "sweep.py" in command:
