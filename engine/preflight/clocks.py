@@ -21,7 +21,7 @@ def check_clocks(team: Team, store: Store, clock: Clock = time.time) -> list[Fin
     offsets = {0: 0.0}
     for rank in heads:  # one at a time: rank 0 answers in between
         if team.rank in (0, rank):
-            measured = _offset(store, team.rank == 0, f"trimaran/clock/{rank}", clock)
+            measured = _offset(store, team.rank == 0, f"{team.key}/clock/{rank}", clock)
             offsets[rank] = measured or 0.0
     told = team.gather(offsets.get(team.rank, 0.0) if team.rank else 0.0)
     return [judge_clocks([told[rank] for rank in (0, *heads)], [team.place(rank) for rank in (0, *heads)])]

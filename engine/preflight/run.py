@@ -63,7 +63,7 @@ def _findings(config: Config, device: Device, alone: bool) -> Iterator[Finding]:
         if layout.level != FAULT:
             in_folder = path if all(finding.level != FAULT for finding in folder) else None
             yield from _of_the_mesh(team, config, device, in_folder)
-        team.gather(None)  # nobody takes the folder away before all are done with it
+        team.part()  # nobody takes the folder away before all are done with it
 
 
 def _of_the_mesh(team: Team, config: Config, device: Device, folder: Path | None) -> Iterator[Finding]:

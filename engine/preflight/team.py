@@ -14,12 +14,14 @@ class Team:
 
     def __init__(self, store: Store, rank: int, world: int) -> None:
         self._store, self.rank, self.world, self._round = store, rank, world, 0
+        number = store.add(f"trimaran/preflight/{rank}", 1)  # keys of an earlier one must not be read
+        self.key = f"trimaran/preflight/{number}"
         self.hosts: list[str] = self.gather(socket.gethostname())
 
     def gather(self, fact: Any) -> list[Any]:
         """Return every rank's `fact` (JSON values) in rank order, on every rank."""
         self._round += 1
-        key = f"trimaran/preflight/{self._round}"
+        key = f"{self.key}/{self._round}"
         if self.rank != 0:
             self._store.set(f"{key}/{self.rank}", json.dumps(fact))
             return json.loads(self._store.get(f"{key}/all"))
@@ -28,9 +30,14 @@ class Team:
         self._store.set(f"{key}/all", json.dumps(facts))
         return facts
 
-    def first_on_host(self) -> bool:
-        """Say whether no rank before this one is on its host."""
-        return self.hosts.index(self.hosts[self.rank]) == self.rank
+    def part(self) -> None:
+        """End together: rank 0, with whom the store may end, waits until all others have come here."""
+        self.gather(None)
+        if self.rank != 0:
+            self._store.set(f"{self.key}/left/{self.rank}", "")
+            return
+        for rank in range(1, self.world):
+            self._store.get(f"{self.key}/left/{rank}")
 
     def place(self, rank: int) -> str:
         """Return a rank in words, with its host where there are several."""

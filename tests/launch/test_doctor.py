@@ -61,12 +61,12 @@ def test_it_starts_the_ranks_of_the_layout_and_a_fault_is_code_3(tmp_path: Path)
     assert "ok layout 2 rank(s): pp=1 dp=2" in said
     assert "ok links dp:" in said
     assert "ok ports port" in said or "ports port 29500 is in use" in said
-    assert done.stderr == ""
+    assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("argument", ["devices=cpu", "cpu", "device=tpu"])
-def test_bad_settings(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("argument", "word"), [("devices=cpu", "devices"), ("cpu", "'cpu'"), ("device=tpu", "tpu")])
+def test_bad_settings(argument: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([argument]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert argument.partition("=")[2] in said
+    assert word in said

@@ -64,7 +64,7 @@ def test_sound_ranks_pass_and_what_does_not_fit_is_a_fault(tmp_path: Path) -> No
 
 
 def test_a_clock_that_is_ahead_or_behind_is_named() -> None:
-    ahead = run_ranks(2, skewed, 100.0)
+    ahead = run_ranks(2, skewed, 100.5)
     assert ahead[0] == ahead[1]
     assert ahead[0][0].startswith("fault: the clock of rank 1 on b is 100.")
     assert "ahead of that of rank 0 on a" in ahead[0][0]
