@@ -9,7 +9,7 @@
 #   make lint             lint and types only
 #   make bench            measure against plain torch (some minutes; ARGS=--quick only shows that it works)
 #   make soak             what only long trials show: faults of every kind (python -m tests.soak.matrix --help), files and
-#                         disks that fail, and the prevention of spikes
+#                         disks that fail, the prevention of spikes, and runs of every kind of objective
 #   make clean            remove .venv and what the build left (not runs/)
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
@@ -55,6 +55,7 @@ soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.spikes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.alarms
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.prevention
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.objectives
 
 lint: setup
 	$(BIN)/ruff check .

@@ -150,6 +150,7 @@ setup(
     extras_require={
         "cuda": ["flash-attn>=2.6"],
         "hf": ["transformers>=4.50"],
+        "tasks": ["lm-eval>=0.4.9"],
         "sweep": ["hydra-submitit-launcher>=1.2", "hydra-optuna-sweeper>=1.3"],
         "wandb": ["wandb-workspaces>=0.4"],
         "dev": [

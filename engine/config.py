@@ -24,24 +24,43 @@ class ModelConfig:
     ffn: int = 704  # width of the feed-forward layer (of the gate, for gated activations)
     vocab_size: int | None = None  # null: the tokenizer's size rounded up to a multiple of `vocab_multiple`
     vocab_multiple: int = 64  # rounding for vocab_size=null; independent of the layout
-    norm: str = "rmsnorm"  # rmsnorm | layernorm
+    block: str = "pre_norm"  # pre_norm | post_norm | deepnorm | deepnorm_glm | sandwich | parallel | parallel_two_norms
+    final_norm: bool = True  # a `norm` before the output projection
+    norm: str = "rmsnorm"  # rmsnorm | layernorm | layernorm_no_bias
     norm_eps: float = 1e-5
     qk_norm: bool = False  # a `norm` over each head of q and of k, before positions (arXiv 2302.05442)
     embedding_norm: bool = False  # a `norm` right after the token embedding (BLOOM, arXiv 2211.05100)
-    positions: str = "rope"  # rope | learned
+    positions: str = "rope"  # rope | learned | learned_2d (GLM) | sinusoidal | none | alibi | t5 | transformer_xl
     rope_theta: float = 10000.0
+    rope_fraction: float = 1.0  # share of a head's features that turn, the first ones (GPT-NeoX-20B: 0.25)
+    rope_interleaved: bool = False  # pairs are neighbours (GPT-J), not feature i and i + half (Llama)
+    rope_scaling: float = 1.0  # slow rotations are this many times slower (Llama 3.1: 8, arXiv 2407.21783); 1: none
+    rope_scaling_low: float = 1.0  # slow: fewer turns than this in rope_scaling_context
+    rope_scaling_high: float = 4.0  # fast, and left alone: more turns than this; between the two a mixture
+    rope_scaling_context: int = 8192  # tokens of the context before scaling
     max_positions: int = 2048  # rows of the learned position table; upper bound of data.seq_len for it
-    activation: str = "swiglu"  # swiglu | gelu | gelu_tanh
+    relative_buckets: int = 32  # of distances, for positions=t5 (arXiv 1910.10683)
+    relative_distance: int = 128  # from which on all distances share the last bucket
+    query_layer: bool = False  # queries of the last layer come from a second position table (PanGu-alpha)
+    activation: str = "swiglu"  # swiglu | geglu | geglu_tanh | reglu | gelu | gelu_tanh | relu | squared_relu
+    attention_window: int | None = None  # tokens that a query sees, its own included; null: all before it
+    window_interval: int = 1  # the window is on every so manieth layer, the last included (GPT-3: 2); others see all
+    attention_softcap: float = 0.0  # scores become cap * tanh(score / cap) (Grok-1: 30); 0: as they are
+    attention_scale: float | None = None  # factor of the scores; null: 1 / sqrt(head_dim); T5: 1
     attention_bias: bool = False  # bias of the q, k, v projections
     attention_out_bias: bool = False  # bias of the attention output projection
     mlp_bias: bool = False  # biases of the feed-forward projections
     tied_embeddings: bool = True  # the output projection is the embedding matrix
+    head_bias: bool = False  # bias of the output projection (GPT-J)
+    embedding_scale: float | None = 1.0  # factor of the token embeddings; null: sqrt(hidden)
+    logit_scale: float | None = 1.0  # factor of the logits; null: 1 / sqrt(hidden) (PaLM, T5)
     hidden_dropout: float = 0.0  # after attention, after the feed-forward layer
     attention_dropout: float = 0.0  # on the attention probabilities
     embedding_dropout: float = 0.0  # on the sum of the embeddings
     embedding_grad: float = 1.0  # share of the gradient that token look-ups receive (GLM-130B, arXiv 2210.02414: 0.1)
-    init_std: float = 0.02  # standard deviation of normal weight initialisation
-    scaled_init: bool = True  # output projections start with init_std / sqrt(2 * layers) (GPT-2)
+    init: str = "normal"  # std of weights: normal (init_std) | small | third | fan_in | xavier (engine/models/inits.py)
+    init_std: float = 0.02  # standard deviation of init=normal
+    output_init: str = "scaled"  # of attention's and the feed-forward's last matrix: scaled | plain | wang (same file)
 
 
 @dataclass
@@ -58,11 +77,28 @@ class DataConfig:
     workers: int = 0  # preprocessing processes; 0: one per core
     seq_len: int = 256  # tokens per sample
     split: list[float] = field(default_factory=lambda: [969, 30, 1])  # train, valid, test shares of the documents
+    valid: dict[str, Any] = field(default_factory=dict)  # more validation sets: {name: path, or a list as for paths}
     skip: list[Any] = field(default_factory=list)  # [first, stop) ranges of the sample order that are passed over
     document_mask: bool = False  # attention does not cross document boundaries
     position_reset: bool = False  # positions restart at each document (needs document_mask)
     eod_loss: bool = True  # count the loss of predicting across the end-of-document token
     prefetch: int = 2  # global batches prepared ahead by the background worker; 0: in the foreground
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is learned from the text (`conf/objective/`). Null is what was published; keys without a use stay null."""
+
+    name: str = "causal"  # causal | prefix | masked | span_corruption | ul2 | glm | alexatm | fim | unified
+    noise: float | None = None  # share of the tokens that is masked or cut out; published: 0.15
+    span: float | None = None  # mean length of what is cut out (span_corruption, glm, alexatm); published: 3
+    denoisers: list[Any] | None = None  # ul2: [{mode: R, noise: 0.15, span: 3, weight: 1},...]; modes R, X, S (no span)
+    endings: float | None = None  # share of texts whose end is to be written (glm: [gMASK], 0.7; alexatm: [CLM], 0.2)
+    shortest_end: float | None = None  # glm: smallest share of a text that such an end is; published: 0.2
+    block_positions: bool | None = None  # glm: 2-D positions (model.positions=learned_2d); null: places count on
+    rate: float | None = None  # fim: share of the documents that is rearranged; published: 0.5
+    spm: float | None = None  # fim: of those, the share that has the suffix first; published: 0.5
+    level: str | None = None  # fim: what documents are cut between: character | token; published: character
 
 
 @dataclass
@@ -206,7 +242,7 @@ class CheckpointConfig:
     asynchronous: bool = True  # write in the background
     load: str = "auto"  # auto: newest whole one of the run folder | none | path of a run or checkpoint folder
     load_optimizer: bool = True  # with load=PATH of another run: also moments, step and data position
-    accept_changes: list[str] = field(default_factory=list)  # of train.seed, data.seq_len, data.split, data.paths
+    accept_changes: list[str] = field(default_factory=list)  # of train.seed, data.seq_len, objective.name, ...
 
 
 @dataclass
@@ -264,8 +300,8 @@ class ClusterConfig:
     max_requeues: int = 10  # times that the job is requeued after a rank died or hung, while that brings progress
     array: list[str] = field(default_factory=list)  # a task each: ["train.seed=1", "train.seed=2 optim.lr=1e-3"]
     array_limit: int | None = None  # tasks that run at a time; null: all
-    sbatch: list[str] = field(default_factory=list)  # more of sbatch's options: [--constraint=h100,--mail-type=END]
-    srun: list[str] = field(default_factory=list)  # more of srun's options: [--container-image=image.sqsh]
+    sbatch: list[str] = field(default_factory=list)  # more of sbatch's options: ["--constraint=h100"]
+    srun: list[str] = field(default_factory=list)  # more of srun's options: ["--container-image=image.sqsh"]
     prologue: list[str] = field(default_factory=list)  # lines of shell before the training: [module load cuda]
     container: str | None = None  # words that python is started by on each node: apptainer exec --nv image.sif
     python: str | None = None  # the interpreter on the nodes; null: the one that submits
@@ -288,6 +324,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)

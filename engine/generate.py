@@ -7,22 +7,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from engine.checkpoint.state import read_piece
+from engine.checkpoint.state import load_parameters
 from engine.data.batch import MicroBatch
 from engine.interchange.saved import SavedModel
 from engine.models.transformer import Chunk, make_pass, plain_chunk
 from engine.ops.philox import make_key, uniform
-from engine.parallel.sharding import pieces_of
 
 
 def load_model(saved: SavedModel, device: torch.device, dtype: torch.dtype = torch.float32) -> Chunk:
     """Return the whole model, ready for `logits`; CheckpointError when the tensors are those of another one."""
     model = plain_chunk(saved.config, saved.vocab, dtype, device).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            pieces = pieces_of(weight)
-            for rows, piece in zip(weight.split([piece.shape[0] for piece in pieces]), pieces, strict=True):
-                rows.copy_(read_piece(saved.checkpoint, piece, dtype, device))
+    load_parameters(saved.checkpoint, model.parameters())
     return model
 
 
@@ -55,18 +50,20 @@ def generate(
     for number in range(count):
         window = torch.tensor([tokens[-context:]], device=model.head.device)
         with torch.no_grad():
-            last_v = logits(model, window)[0, -1, :vocab].double()
-        token = _draw(last_v, temperature, top_k, make_key(seed, "sample"), number)
+            last_v = logits(model, window)[0, -1, :vocab]
+        token = draw(last_v, temperature, top_k, seed, number)
         if token == stop:
             return
         tokens.append(token)
         yield token
 
 
-def _draw(logits_v: Tensor, temperature: float, top_k: int, key: int, number: int) -> int:
+def draw(logits_v: Tensor, temperature: float, top_k: int, seed: int, number: int) -> int:
+    """Return token `number` of a continuation, as `generate` does, given the logits of every token that may come."""
+    logits_v = logits_v.double()
     if temperature == 0:
         return int(logits_v.argmax())
     values, ids = logits_v.topk(min(top_k, len(logits_v)) if top_k else len(logits_v))
     steps = (values / temperature).softmax(0).cumsum(0)
-    draw = uniform(key, torch.tensor(number)).to(steps.device)
-    return int(ids[int((steps < draw * steps[-1]).sum().clamp(max=len(ids) - 1))])
+    drawn = uniform(make_key(seed, "sample"), torch.tensor(number)).to(steps.device)
+    return int(ids[int((steps < drawn * steps[-1]).sum().clamp(max=len(ids) - 1))])

@@ -14,11 +14,11 @@ from datetime import timedelta
 
 import numpy as np
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from engine.device import Device
 from engine.errors import ConfigError
 from engine.flight.recorder import attempt
+from engine.network import choose_interface
 
 AXES = ("pp", "dp", "cp", "tp")
 HANG_GRACE_S = 5.0  # what tells of a hang second waits this much longer than what should tell of it first
@@ -49,15 +49,16 @@ class Axis:
 
 
 class Mesh:
-    """The ranks of a run as a `pp x dp x cp x tp` grid on a torch DeviceMesh.
+    """The ranks of a run as a `pp x dp x cp x tp` grid, with a process group along each axis.
 
     Attributes: `pp`, `dp`, `cp`, `tp` and `world` are `Axis` objects. `embedding` joins the first and the last
     stage (tied embeddings); `pipeline_groups` are two communicators over pp, one for activations and one for
-    gradients, because NCCL matches point-to-point messages by order alone.
+    gradients, because NCCL matches point-to-point messages by order alone. An axis of size 1 has no group. No
+    collective waits longer for its peers than `timeout_s`.
     """
 
-    def __init__(self, *, pp: int, dp: int, cp: int, tp: int, device: Device) -> None:
-        self.device = device
+    def __init__(self, *, pp: int, dp: int, cp: int, tp: int, device: Device, timeout_s: float = 600.0) -> None:
+        self.device, self._timeout = device, _group_timeout(device, timeout_s)
         world, rank = dist.get_world_size(), dist.get_rank()
         if pp * dp * cp * tp != world:
             raise ConfigError(
@@ -65,7 +66,6 @@ class Mesh:
                 f"start {pp * dp * cp * tp} ranks or change parallel.dp."
             )
         self.grid = np.arange(world).reshape(pp, dp, cp, tp)  # numpy: a fake-tensor mode must not see it
-        self.device_mesh = DeviceMesh(device.torch_device.type, self.grid.tolist(), mesh_dim_names=AXES)
         self.pp, self.dp, self.cp, self.tp = (self._axis(name) for name in AXES)
         self.world = Axis("world", world, rank, dist.group.WORLD, tuple(range(world)))
         self.embedding = self._embedding_axis()
@@ -85,21 +85,16 @@ class Mesh:
         return f"{self.world.size} rank(s): {sizes}"
 
     def _axis(self, name: str) -> Axis:
-        ranks = self._ranks_along(AXES.index(name))
-        local = self.device_mesh.get_local_rank(name)
-        return Axis(name, len(ranks), local, self.device_mesh.get_group(name), ranks)
-
-    def _ranks_along(self, dim: int) -> tuple[int, ...]:
-        coordinates = np.argwhere(self.grid == dist.get_rank())[0].tolist()
-        index: list[int | slice] = list(coordinates)
-        index[dim] = slice(None)
-        return tuple(self.grid[tuple(index)].tolist())
+        dim = AXES.index(name)
+        lines = np.moveaxis(self.grid, dim, -1).reshape(-1, self.grid.shape[dim]).tolist()
+        ranks = next(line for line in lines if dist.get_rank() in line)
+        return Axis(name, len(ranks), ranks.index(dist.get_rank()), self._own_group(lines), tuple(ranks))
 
     def _embedding_axis(self) -> Axis:
         """Join the first and last stage of each column; on stages between, an axis of size 1 without a group."""
         columns = self.grid.reshape(self.pp.size, -1)
         ends = columns[[0, -1]].T.tolist() if self.pp.size > 1 else []
-        group = _own_group(ends)
+        group = self._own_group(ends)
         if not ends or not (self.pp.is_first or self.pp.is_last):
             return Axis("embedding", 1, 0, None, (dist.get_rank(),))
         return Axis("embedding", 2, int(self.pp.is_last), group, (self.pp.ranks[0], self.pp.ranks[-1]))
@@ -108,7 +103,7 @@ class Mesh:
         if self.pp.size == 1:
             return None, None
         columns = self.grid.reshape(self.pp.size, -1).T.tolist()
-        return _own_group(columns), _own_group(columns)
+        return self._own_group(columns), self._own_group(columns)
 
     def tensor_subgroup(self, size: int) -> Axis:
         """Split tp into runs of `size` neighbours and return mine (ranks that share a kv head, say).
@@ -118,34 +113,39 @@ class Mesh:
         if size == 1:
             return Axis("tp-part", 1, 0, None, (dist.get_rank(),))
         runs = self.grid.reshape(-1, size).tolist()
-        group = _own_group(runs)
+        group = self._own_group(runs)
         mine = next(run for run in runs if dist.get_rank() in run)
         return Axis("tp-part", size, mine.index(dist.get_rank()), group, tuple(mine))
 
+    def _own_group(self, groups: list[list[int]]) -> dist.ProcessGroup | None:
+        """Make one process group per list of ranks (a collective call) and return mine; None where I am alone.
 
-def _own_group(groups: list[list[int]]) -> dist.ProcessGroup | None:
-    """Make one process group per list of ranks (a collective call) and return the one this rank is in."""
-    own = None
-    for ranks in groups:
-        group = dist.new_group(ranks)
-        if dist.get_rank() in ranks:
-            own = group
-    return own
+        torch gives a group its default of 30 minutes, and not the world's time-out, unless it is told.
+        """
+        own = None
+        for ranks in groups:
+            group = dist.new_group(ranks, timeout=self._timeout) if len(ranks) > 1 else None
+            if dist.get_rank() in ranks:
+                own = group
+        return own
+
+
+def _group_timeout(device: Device, timeout_s: float) -> timedelta:
+    """NCCL ends a process whose collective is late without saying why: it waits longer than the watchdog does."""
+    return timedelta(seconds=timeout_s + (2 * HANG_GRACE_S if device.is_cuda else 0.0))
 
 
 def join_world(device: Device, timeout_s: float) -> None:
-    """Connect this process to its peers through the environment torchrun sets; alone, make a world of one.
-
-    NCCL ends a process whose collective is late without saying why: it waits longer than the watchdog does.
-    """
-    timeout = timedelta(seconds=timeout_s + (2 * HANG_GRACE_S if device.is_cuda else 0.0))
+    """Connect this process to its peers through the environment torchrun sets; alone, make a world of one."""
+    timeout = _group_timeout(device, timeout_s)
     if not dist.is_torchelastic_launched() and "RANK" not in os.environ:
         dist.init_process_group(device.backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
         return
     given, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-    dist.init_process_group(
-        device.backend, timeout=timeout, store=_own_store(given, rank, timeout), rank=rank, world_size=world
-    )
+    store = _own_store(given, rank, timeout)
+    if device.backend == "gloo":
+        choose_interface(store, rank, world)
+    dist.init_process_group(device.backend, timeout=timeout, store=store, rank=rank, world_size=world)
 
 
 def _own_store(given: dist.Store, rank: int, timeout: timedelta) -> dist.Store:

@@ -60,6 +60,7 @@ def prepare(run: Path, step: int, timeline: int | None, scratch: Path, *, from_s
     config.monitor.wandb, config.monitor.console = "off", "off"
     config.faults = [fault for fault in config.faults if fault["what"] == "poison"]  # data are spoilt for good
     config.checkpoint.load, config.checkpoint.interval, config.train.eval_interval = "auto", 0, 0
+    config.data.valid = {}  # what was validated is not repeated
     config.stability.rollback, config.stability.drift_interval = False, 0  # the ledger says what was decided: no more
     return Plan(config, found or 0, step, sum(map(_goes_back, records)), scratch)
 

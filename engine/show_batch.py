@@ -45,7 +45,7 @@ def batch_of_step(run: Path, step: int, timeline: int | None, device: torch.devi
         raise ConfigError(f"{run} holds no checkpoint before step={step} to compute losses with; name a later step.")
     saved = SavedModel.open(folders.step_path(run / "checkpoints", found))
     data = build_data(
-        config.data, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
+        config.data, config.objective, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
         is_writer=False, barrier=lambda: None, notice=lambda _: None,
     )  # fmt: skip
     meta = saved.checkpoint.meta

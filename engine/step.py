@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from engine.chunks import build_chunks
 from engine.config import Config, OptimConfig
 from engine.data.batch import MicroBatch
 from engine.device import DTYPES, Device
@@ -31,7 +32,6 @@ from engine.parallel.collectives import all_reduce
 from engine.parallel.head_loss import Share
 from engine.parallel.linear import TensorParallel
 from engine.parallel.pipeline.executor import Executor
-from engine.parallel.pipeline.partition import split_layers
 from engine.parallel.pipeline.schedule import build, forward_only
 from engine.parallel.pipeline.stopwatch import Stopwatch
 from engine.parallel.sharding import EMBEDDING, VECTOR, Piece
@@ -104,7 +104,7 @@ class Stepper:
         self.main_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.tp = TensorParallel(mesh.tp, config.parallel.sequence_parallel, self.dtype, device.torch_device)
         self.virtual = config.parallel.virtual_stages
-        self.chunks = self._build_chunks(vocab)
+        self.chunks = build_chunks(config, vocab, mesh, self.tp)
         self.buckets = self._build_buckets()
         clipping = CLIP_MODES[config.optim.clip_mode]
         by_tensor = clipping.per_tensor or config.optim.update_clip > 0
@@ -116,22 +116,6 @@ class Stepper:
         self.stopwatch = Stopwatch(device)  # of the pipeline's actions
         self.clock = BusyClock(device)
 
-    def _build_chunks(self, vocab: int) -> list[Chunk]:
-        """Build my chunks: virtual stage v = chunk * pp + stage, in model order."""
-        c, mesh = self.config, self.mesh
-        kv_heads = c.model.kv_heads or c.model.heads
-        kv_axis = mesh.tensor_subgroup(max(1, mesh.tp.size // kv_heads))
-        ranges = split_layers(
-            c.model.layers, mesh.pp.size * self.virtual, c.parallel.stage_layers, *_end_costs(c, vocab)
-        )
-        chunks: list[Chunk] = []
-        for virtual in range(mesh.pp.rank, len(ranges), mesh.pp.size):
-            chunks.append(
-                Chunk(c.model, vocab, ranges[virtual], self.tp, kv_axis=kv_axis, embedding_axis=mesh.embedding,
-                      recompute=c.parallel.recompute, head_block_mb=c.ops.head_block_mb, z_loss=c.train.z_loss)
-            )  # fmt: skip
-        return chunks
-
     def _build_buckets(self) -> Buckets:
         weights: dict[nn.Parameter, int] = {}
         for chunk in self.chunks:
@@ -140,6 +124,9 @@ class Stepper:
         first, last = self.chunks[0], self.chunks[-1]
         if first.is_first and last.is_last and self.config.model.tied_embeddings:
             weights[last.head] = 2  # looked up by the first chunk, multiplied by the last
+        shared = self.chunks[0].shared
+        for weight in [] if shared is None else shared.parameters():
+            weights[weight] = len(self.chunks)
         optim, parallel = self.config.optim, self.config.parallel
 
         def decays(piece: Piece) -> bool:
@@ -292,15 +279,3 @@ def _adamw_settings(optim: OptimConfig) -> AdamWSettings:
         optim.beta1, optim.beta2, optim.eps, optim.weight_decay, corrects_bias=optim.beta2_schedule == "constant",
         update_clip=optim.update_clip, max_update_ratio=optim.max_update_ratio,
     )  # fmt: skip
-
-
-def _end_costs(config: Config, vocab: int) -> tuple[float, float]:
-    """Return the cost of the embedding and of the head in units of one block's matrix products.
-
-    The look-up costs next to nothing; the head multiplies by a [vocab, hidden] matrix.
-    """
-    model = config.model
-    dim = model.head_dim or model.hidden // model.heads
-    attention = 2 * model.hidden * dim * (model.heads + (model.kv_heads or model.heads))
-    block = attention + (3 if model.activation == "swiglu" else 2) * model.hidden * model.ffn
-    return 0.0, vocab * model.hidden / block

@@ -16,7 +16,10 @@ from engine.checkpoint.reader import Checkpoint
 from engine.config import Config
 from engine.data.build import build_data
 from engine.data.loader import Loader, validation_batches
+from engine.data.valid_sets import open_valid_sets
 from engine.device import Device, local_rank, set_threads
+from engine.evaluate.forward import Forward
+from engine.evaluate.sets import SetScorer
 from engine.faults.rehearsal import rehearse
 from engine.flight import phases
 from engine.flight.failures import ECHO, HANG, Hang, describe_hang, kind_of
@@ -26,6 +29,7 @@ from engine.flight.watchdog import OnHang, Watchdog, dump_stacks
 from engine.guard import Guard, signals_of
 from engine.machines import Machines
 from engine.mesh import HANG_GRACE_S, Mesh, join_world
+from engine.models.attention import written_out
 from engine.models.transformer import count_parameters
 from engine.monitor.flops import Flops
 from engine.monitor.metrics import ERROR, INFO, WARN
@@ -85,7 +89,9 @@ class Trainer:
         self.config, self.device = config, device
         parallel = config.parallel
         dp = resolve_dp(config, dist.get_world_size())
-        self.mesh = Mesh(pp=parallel.pp, dp=dp, cp=parallel.cp, tp=parallel.tp, device=device)
+        self.mesh = Mesh(
+            pp=parallel.pp, dp=dp, cp=parallel.cp, tp=parallel.tp, device=device, timeout_s=parallel.timeout_s
+        )  # fmt: skip
         self.is_writer = self.mesh.world.is_first
         self.run_folder = RunFolder(Path(config.run.root) / config.run.name, is_writer=self.is_writer)
         self.folder = self.run_folder.path
@@ -93,10 +99,16 @@ class Trainer:
         self.watchdog = self._open_record(on_hang)
         backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
         self.data = build_data(
-            config.data, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
+            config.data, config.objective, config.train.seed, config.model.vocab_size, config.model.vocab_multiple,
+            is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
+        )  # fmt: skip
+        valid_sets = open_valid_sets(
+            config.data, self.data.tokenizer, self.data.tokenizer_file, self.data.vocab,
             is_writer=self.is_writer, barrier=dist.barrier, notice=self.monitor.event,
         )  # fmt: skip
         self.stepper = Stepper(config, self.data.vocab, self.mesh, device)
+        forward = Forward(config, self.stepper.chunks, self.stepper.tp, self.mesh)
+        self.valid_sets = SetScorer(config.data, valid_sets, self.data.tokenizer, forward)
         self.times = PipelineTimes(self.folder, self.mesh, self.stepper.stopwatch, config.monitor.pipeline_interval)
         self.data = rehearse(config.faults, self.mesh.world, self.folder, self.stepper, self.data, self.monitor.event)
         self.guard = Guard(config, self.folder, self.mesh, self.monitor.event)
@@ -146,6 +158,8 @@ class Trainer:
         self.monitor.event(f"data {self.data.summary}")
         for line in backend.describe(self.device.torch_device.type, self.stepper.dtype):
             self.monitor.event(line)
+        if why := written_out(config.model):
+            self.monitor.event(f"kernels no fused attention: probabilities are held in full for {', '.join(why)}")
         self.monitor.event(self.guard.describe(self.states.memory))
         if checkpoint is not None:
             self.monitor.event(f"continuing from {checkpoint.path} at step {self.states.step}")
@@ -309,17 +323,19 @@ class Trainer:
         )  # fmt: skip
 
     def _evaluate(self) -> None:
-        """Score the first samples of the validation part; the same samples on every layout."""
-        if self.data.valid is None:
+        """Score the first samples of the validation part, the same on every layout, and the sets of data.valid."""
+        if self.data.valid is None and not self.config.data.valid:
             return
         FLIGHT.phase(phases.EVAL)
-        begin = time.perf_counter()
-        batches = validation_batches(
-            self.data.valid, self.data.collate, self.config.train.eval_samples,
-            micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
-        )  # fmt: skip
-        loss = self.stepper.evaluate(batches).item()
-        self.monitor.log_validation(self.states.step, loss, time.perf_counter() - begin)
+        begin, loss = time.perf_counter(), None
+        if self.data.valid is not None:
+            batches = validation_batches(
+                self.data.valid, self.data.collate, self.config.train.eval_samples,
+                micro_batch=self.config.train.micro_batch, dp_rank=self.mesh.dp.rank, dp=self.mesh.dp.size,
+            )  # fmt: skip
+            loss = self.stepper.evaluate(batches).item()
+        scores = {name: score.metrics() for name, score in self.valid_sets.scores().items()}
+        self.monitor.log_validation(self.states.step, loss, time.perf_counter() - begin, scores)
 
     def blame(self, error: Exception) -> None:
         """Raise Hang in place of a time-out of torch's, which does not say who kept the others waiting."""

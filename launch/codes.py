@@ -7,6 +7,7 @@ from dataclasses import dataclass
 DONE = 0  # the run is done, or was asked to stop by Ctrl-C and has saved
 BUG = 1  # an error that is not explained by any of the below
 USER_ERROR = 2  # a mistake that one line explains
+FAULTS = 3  # the doctor found what a run would stumble over
 LADDER_STOP = 17  # the stability ladder came to its end: nobody should start it again unchanged
 UNFINISHED = 75  # asked to stop by SIGTERM, SIGHUP or SIGUSR1, and has saved: start it again (EX_TEMPFAIL)
 DIED = 76  # a rank died, or lost a peer that did
@@ -32,5 +33,5 @@ def in_words(code: int) -> str:
 _WORDS = {
     DONE: "done", BUG: "an error", USER_ERROR: "a mistake in its settings", DIED: "a rank died", HANG: "a rank hung",
     LADDER_STOP: "stopped by the stability ladder", UNFINISHED: "asked to stop, and has saved",
-    INTERRUPTED: "killed by Ctrl-C",
+    FAULTS: "faults were found", INTERRUPTED: "killed by Ctrl-C",
 }  # fmt: skip

@@ -18,6 +18,8 @@ _HEAD = """Trimaran trains large language models over a mesh of ranks.
 == Groups: choose with group=option ==
 
 $APP_CONFIG_GROUPS
+model=NAME-tiny is model=NAME at a size that a laptop trains, with the same traits; python launch/models.py tells more.
+
 == Keys: set with key=value ==
 """
 _TAIL = """

@@ -43,7 +43,7 @@ class Nodes:
         """Meet the others; NodesError when they do not come within cluster.join_s seconds."""
         self.count = cluster.nodes
         self.host, self.port = check_rendezvous(cluster.rendezvous)
-        self.failed = threading.Event()  # set once another node has failed, or is gone
+        self.failed = threading.Event()  # set once another node has failed in this attempt, or is gone
         given = _given_number(cluster)
         self._store = self._open(given, timedelta(seconds=cluster.join_s))
         self._join_s = cluster.join_s
@@ -59,7 +59,7 @@ class Nodes:
         if given == 0 or (given is None and _is_here(self.host)):
             try:
                 return dist.TCPStore(self.host, self.port, is_master=True, timeout=timeout, wait_for_workers=False)
-            except (dist.DistNetworkError, RuntimeError) as error:
+            except dist.DistError as error:
                 if given == 0:
                     raise NodesError(
                         f"node 0 cannot listen at port {self.port} ({_first(error)}); write another port in "
@@ -67,7 +67,7 @@ class Nodes:
                     ) from None
         try:  # another launcher of this machine may have been first
             return self._connect(timeout)
-        except (dist.DistNetworkError, RuntimeError) as error:
+        except dist.DistError as error:
             raise NodesError(
                 f"nobody answers at cluster.rendezvous={self.host}:{self.port} ({_first(error)}); start the same "
                 "command on that node too, and see that its port can be reached."
@@ -104,11 +104,15 @@ class Nodes:
 
     def meeting(self, attempt: int) -> RendezvousHandler:
         """Return how the agents of all nodes meet for an attempt; watch out for those that fail in it."""
-        self.failed.clear()
-        threading.Thread(target=self._watch, args=(self._connect(), attempt), daemon=True).start()
+        self.failed = threading.Event()  # not cleared: the watcher of the attempt before may be late
+        try:
+            store = self._connect()
+        except dist.DistError:
+            raise NodesError(f"node 0, at {self.host}:{self.port}, is gone.") from None
+        threading.Thread(target=self._watch, args=(store, attempt, self.failed), daemon=True).start()
         return _Meeting(self, dist.PrefixStore(f"attempt-{attempt}", self._store), attempt)
 
-    def _watch(self, store: dist.Store, attempt: int) -> None:
+    def _watch(self, store: dist.Store, attempt: int, failed: threading.Event) -> None:
         """Set `failed` when another node has failed in `attempt`, or when node 0 is gone."""
         try:
             while not store.check([f"{attempt}/over"]):
@@ -117,9 +121,9 @@ class Nodes:
                 time.sleep(_POLL_S)
             else:
                 return
-        except RuntimeError:  # node 0 has ended
+        except dist.DistError:  # node 0 has ended
             pass
-        self.failed.set()
+        failed.set()
 
     # -- agreeing ----------------------------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ class Nodes:
                 plain, refused = json.loads(self._store.get(f"{attempt}/verdict"))
                 joint = Ended(**plain)
                 self._store.add(f"{attempt}/heard", 1)
-        except RuntimeError:
+        except dist.DistError:
             return self._alone(mine)
         if self.speaks:
             joint.tell()

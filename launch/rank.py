@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 
 from engine.errors import EngineError
 from engine.flight import failures
@@ -21,6 +22,7 @@ from launch.codes import BUG, DIED, HANG, INTERRUPTED, LADDER_STOP, USER_ERROR
 
 LAUNCHER = "TRIMARAN_LAUNCHER"  # set for ranks that launch.ranks started: the process id of the launcher
 BINDING = "TRIMARAN_BINDING"  # set for them too: cluster.binding
+_STORE_S = 5.0  # for the job's store to answer: its host may be cut off
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 _EXPLAINED = (EngineError, failures.Hang)  # their text says it all
@@ -119,8 +121,9 @@ def _is_first_to_fail() -> bool:
 
     try:
         store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
-        )
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
+            timeout=timedelta(seconds=_STORE_S),
+        )  # fmt: skip
         return store.add(f"trimaran/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
     except (KeyError, RuntimeError):
         return True

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from torch.distributed import DistError
+
 from engine.flight.failures import HANG as HANG_KIND
 from engine.monitor import attempts
 from engine.stop_request import SignalListener
@@ -94,7 +96,10 @@ def _run_once(
 ) -> Ended:
     """Start the ranks once and wait for their end; kill them where they hang, or where another node has failed."""
     with tempfile.TemporaryDirectory(prefix="trimaran-") as reports:
-        meeting = alone() if nodes is None else nodes.meeting(attempt)
+        try:
+            meeting = alone() if nodes is None else nodes.meeting(attempt)
+        except NodesError as error:
+            return Ended(DIED, "echo", line(str(error)))
         agent = Agent(command, count, reports, meeting, numa=os.environ[BINDING] == "numa")
         told: set[int] = set()
         deadline: float | None = None  # until which ranks may tell that another node has failed
@@ -115,8 +120,12 @@ def _run_once(
                 told |= fresh
         try:
             ended = explain(agent.result(), folder, seen.stop)
-        except NodesError as error:
-            return Ended(DIED, "echo", line(str(error)))
+        except DistError:
+            if nodes is None:
+                raise
+            return Ended(
+                DIED, "echo", line("the ranks of the nodes did not meet: a node is gone, or cannot be reached.")
+            )
         if late and ended.kind == "signal":  # by us
             return Ended(DIED, "ended", line("the ranks of this node were ended, because another node has failed."))
         return ended

@@ -6,6 +6,7 @@ An entry point wraps its task: ``run_with_config(task, argv)`` reads `conf/`, le
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.config import Config
 from engine.errors import ConfigError
+from engine.models.presets import tiny_presets
 from launch.codes import Outcome
 from launch.helptext import template
 from launch.mistakes import MISTAKES, check_keys, fail, one_line, open_keys
@@ -118,12 +120,14 @@ def _job(task: Task) -> Callable[[DictConfig], None]:
 
 
 def _register() -> None:
-    """Give Hydra the schema, so that types and keys are enforced, and the help page."""
+    """Give Hydra the schema, so that types and keys are enforced, small versions of all models, and the help page."""
     schema = OmegaConf.structured(Config)
     for key in open_keys():
         OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
+    for name, small in tiny_presets(CONF / "model").items():
+        store.store(group="model", name=name, node=dataclasses.asdict(small))
     store.store(group="hydra/help", name="trimaran", node={"app_name": "trimaran", "template": template()})
 
 

@@ -14,10 +14,12 @@ from engine.data.batch import MicroBatch
 from engine.device import Device
 from engine.mesh import Mesh
 from engine.models.transformer import plain_chunk
+from engine.objectives.choose import make_objective
 from engine.ops import backend
 from engine.parallel.sharding import Piece, pieces_of
 from engine.step import Stepper
 from tests import oracle, prevention
+from tests.objectives.words import Words
 
 VOCAB = 61  # tp does not divide it
 CPU = Device(torch.device("cpu"), "gloo")
@@ -57,6 +59,8 @@ def make_batch(config: Config, step: int, *, masked: bool = False) -> dict[str, 
     mask = torch.ones(shape[0], shape[1] - 1)
     if masked:  # replicas and micro-batches with very different numbers of tokens
         mask = torch.from_numpy(rng.random(mask.shape) < rng.random((shape[0], 1))).float()
+    if config.objective.name != "causal":
+        return _objective_batch(config, step, rng)
     batch = {"tokens_bs": window[:, :-1], "labels_bs": window[:, 1:], "mask_bs": mask}
     if config.data.document_mask:
         documents = torch.from_numpy(np.cumsum(rng.random(mask.shape) < 0.2, axis=1))
@@ -64,6 +68,28 @@ def make_batch(config: Config, step: int, *, masked: bool = False) -> dict[str, 
         starts = torch.arange(mask.shape[1]).expand(mask.shape).clone()
         starts[:, 1:][documents[:, 1:] == documents[:, :-1]] = 0
         batch["positions_bs"] = torch.arange(mask.shape[1]) - starts.cummax(dim=1).values
+    return batch
+
+
+def _objective_batch(config: Config, step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Return what the objective makes of random windows with random documents in them."""
+    words = Words()
+    words.vocab_size = VOCAB
+    objective = make_objective(config.objective, config.data, config.train.seed, words)
+    size, s = config.train.global_batch, config.data.seq_len
+    examples = []
+    for slot in range(size):
+        window = rng.integers(VOCAB // 2, VOCAB, objective.stride + 1)  # lower ones are special tokens
+        starts = np.flatnonzero(rng.random(objective.stride + 1) < 0.2)
+        examples.append(objective(window, starts[starts > 0], step * size + slot))
+    names = {"tokens": "tokens_bs", "labels": "labels_bs", "loss_mask": "mask_bs", "positions": "positions_bs",
+             "documents": "documents_bs", "prefix": "prefix_bs", "blocks": "blocks_bs"}  # fmt: skip
+    batch = {}
+    for field, name in names.items():
+        rows = [getattr(example, field) for example in examples]
+        if rows[0] is not None:
+            batch[name] = torch.from_numpy(np.stack(rows))
+    assert batch["tokens_bs"].shape == (size, s)
     return batch
 
 
@@ -81,6 +107,8 @@ def micro_batches(config: Config, batch: dict[str, torch.Tensor], dp_rank: int, 
                 positions_bs=batch["positions_bs"][part] if "positions_bs" in batch else None,
                 documents_bs=batch["documents_bs"][part] if "documents_bs" in batch else None,
                 slots_b=torch.arange(part.start, part.stop),
+                prefix_bs=batch["prefix_bs"][part] if "prefix_bs" in batch else None,
+                blocks_bs=batch["blocks_bs"][part] if "blocks_bs" in batch else None,
             )
         )
     return micros

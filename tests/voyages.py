@@ -60,7 +60,7 @@ class Poisoned:
         if index not in self._poison:
             return sample
         noise = np.random.default_rng([index, 1]).integers(0, self._samples.vocab, sample.window.shape)
-        return Sample(noise, sample.document_starts)
+        return replace(sample, window=noise)
 
 
 def train_here(rank: int, world: int, config: Config, poison: Sequence[int] = ()) -> int:

@@ -22,9 +22,16 @@ FIXED = (
     "model.layers", "model.hidden", "model.heads", "model.kv_heads", "model.head_dim", "model.ffn", "model.norm",
     "model.positions", "model.activation", "model.attention_bias", "model.attention_out_bias", "model.mlp_bias",
     "model.tied_embeddings", "model.rope_theta", "model.norm_eps", "model.qk_norm", "model.embedding_norm",
-    "model.vocab_size",
+    "model.vocab_size", "model.block", "model.final_norm", "model.rope_fraction", "model.rope_interleaved",
+    "model.rope_scaling", "model.rope_scaling_low", "model.rope_scaling_high", "model.rope_scaling_context",
+    "model.relative_buckets", "model.relative_distance", "model.query_layer", "model.attention_window",
+    "model.window_interval", "model.attention_softcap", "model.attention_scale",
+    "model.head_bias", "model.embedding_scale", "model.logit_scale",
 )  # fmt: skip
-ACCEPTABLE = ("train.seed", "data.seq_len", "data.split", "data.paths")
+ACCEPTABLE = (
+    "train.seed", "data.seq_len", "data.split", "objective.name", "objective.noise", "objective.span",
+    "objective.denoisers", "data.paths",
+)  # fmt: skip
 _UNTOLD = {  # no more than where files lie and what is shown; or told otherwise
     "train.log_interval", "model.name", "data.cache_dir", "data.workers", "data.prefetch", "data.format",
     "data.tokenizer", *FIXED, *ACCEPTABLE,

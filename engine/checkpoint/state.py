@@ -7,7 +7,7 @@ flat range of a box makes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from engine.checkpoint.boxes import Box, flat_range_boxes
 from engine.checkpoint.entry import Entry
 from engine.checkpoint.reader import Checkpoint
 from engine.optim.adamw import Shard, ShardedAdamW
-from engine.parallel.sharding import Piece
+from engine.parallel.sharding import Piece, pieces_of
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
@@ -43,6 +43,15 @@ def restore(optimizer: ShardedAdamW, checkpoint: Checkpoint, *, moments: bool) -
                 tensor = getattr(shard, state)[flat : flat + part.numel].view(part.shape)
                 checkpoint.read(f"{state}/{piece.name}", part.offsets, tensor)
     optimizer.publish()
+
+
+def load_parameters(checkpoint: Checkpoint, weights: Iterable[Tensor]) -> None:
+    """Fill parameters with their parts of a checkpoint of any layout; CheckpointError when another model wrote it."""
+    with torch.no_grad():
+        for weight in weights:
+            pieces = pieces_of(weight)
+            for rows, piece in zip(weight.split([piece.shape[0] for piece in pieces]), pieces, strict=True):
+                rows.copy_(read_piece(checkpoint, piece, weight.dtype, weight.device))
 
 
 def read_piece(checkpoint: Checkpoint, piece: Piece, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -16,7 +16,8 @@ class MicroBatch:
     `tokens_bs` and `labels_bs` int64; `loss_mask_bs` float32, None when every label counts; `positions_bs` int64,
     None for 0..s-1; `documents_bs` int64 number of each token's document, None when attention ignores documents;
     `slots_b` int64 place of each sample inside the global batch (a token's global position, slot * s + position,
-    addresses its dropout).
+    addresses its dropout); `prefix_bs` bool, True for tokens that their whole document sees, not only what follows
+    them, None for none; `blocks_bs` int64 places inside a blank to be filled in, 0 outside, None without such.
     """
 
     tokens_bs: Tensor
@@ -25,6 +26,8 @@ class MicroBatch:
     positions_bs: Tensor | None
     documents_bs: Tensor | None
     slots_b: Tensor
+    prefix_bs: Tensor | None = None
+    blocks_bs: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the same micro-batch on `device`."""

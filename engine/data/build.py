@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config import DataConfig
+from engine.config import DataConfig, ObjectiveConfig
 from engine.data.corpus import Skipped, builtin_files, documents, find_files
 from engine.data.indexed import IndexedDataset, bin_path, idx_path
 from engine.data.loader import Collator
@@ -22,7 +23,8 @@ from engine.data.split import make_split
 from engine.data.tokenizer import Tokenizer
 from engine.data.verify import fingerprint
 from engine.errors import ConfigError, DataError, did_you_mean, explained
-from engine.objectives.causal import Causal
+from engine.objectives.choose import make_objective, special_tokens
+from engine.objectives.example import Objective
 
 FORMATS = ("auto", "builtin", "text", "jsonl", "megatron")
 
@@ -56,6 +58,7 @@ class Source:
 
 def build_data(
     config: DataConfig,
+    objective: ObjectiveConfig,
     seed: int,
     vocab: int | None,
     vocab_multiple: int,
@@ -69,7 +72,9 @@ def build_data(
     A second call with the same sources finds everything in `cache_dir` and does no work that grows with the corpus.
     """
     sources = read_sources(config)
-    preparation = Preparation(config, sources, notice)
+    preparation = Preparation(config, sources, special_tokens(objective, config), notice)
+    if objective.name != "causal" and config.tokenizer not in ("train", "none"):
+        make_objective(objective, config, seed, Tokenizer.load(config.tokenizer))  # before hours of indexing, not after
     if is_writer:
         preparation.run()
     barrier()
@@ -86,17 +91,16 @@ def build_data(
             f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size} entries; "
             "raise it, or write null to follow the tokenizer."
         )
+    goal = make_objective(objective, config, seed, tokenizer)
     weights = [source.weight for source in sources]
-    train = _samples(datasets, weights, "train", config, seed, size, shuffle=True)
+    train = _samples(datasets, weights, "train", config, goal, seed, size, shuffle=True)
     assert train is not None
-    valid = _samples(datasets, weights, "valid", config, seed, size, shuffle=False)
-    objective = Causal(tokenizer.eod if tokenizer else None, config.eod_loss)
-    collate = Collator(objective, document_mask=config.document_mask, position_reset=config.position_reset)
+    valid = _samples(datasets, weights, "valid", config, goal, seed, size, shuffle=False)
     total = sum(dataset.tokens for dataset in datasets)
     count = sum(dataset.documents for dataset in datasets)
     summary = f"{count:,} documents, {total:,} tokens, {train.per_epoch:,} samples an epoch, vocabulary {size:,}"
     contents = [[share, fingerprint(d)] for share, d in zip(train.blend.counts, datasets, strict=True)]
-    return DataBundle(train, valid, collate, size, tokenizer, preparation.tokenizer_file, summary, contents)
+    return DataBundle(train, valid, Collator(goal), size, tokenizer, preparation.tokenizer_file, summary, contents)
 
 
 def _rounded_vocab(tokenizer: Tokenizer | None, multiple: int) -> int:
@@ -112,12 +116,13 @@ def _samples(
     weights: list[float],
     name: str,
     config: DataConfig,
+    goal: Objective,
     seed: int,
     vocab: int,
     *,
     shuffle: bool,
 ) -> Samples | None:
-    splits = [make_split(dataset, name, config.split, config.seq_len) for dataset in datasets]
+    splits = [make_split(dataset, name, config.split, goal.stride) for dataset in datasets]
     present = [split for split in splits if split is not None]
     return Samples(present, weights, seed, vocab, shuffle=shuffle) if present else None
 
@@ -130,15 +135,16 @@ def read_sources(config: DataConfig) -> list[Source]:
         if config.format not in ("auto", "builtin"):
             raise ConfigError(f"data.format={config.format} needs files: set data.paths=[FILE, ...].")
         return [Source(1.0, None, "builtin")]
-    return [_source(entry, config.format) for entry in config.paths]
+    return [read_source(entry, config.format) for entry in config.paths]
 
 
-def _source(entry: Any, form: str) -> Source:
+def read_source(entry: Any, form: str, key: str = "data.paths") -> Source:
+    """Return one entry of the list that the configuration has under `key`, a path or [weight, path]."""
     weight, path = (1.0, entry) if isinstance(entry, str) else (entry[0], entry[1]) if len(entry) == 2 else (None, None)
     if not isinstance(path, str) or not isinstance(weight, (int, float)):
-        raise ConfigError(f"data.paths: {entry!r} is neither a path nor a pair [weight, path].")
+        raise ConfigError(f"{key}: {entry!r} is neither a path nor a pair [weight, path].")
     if not 0 < weight < math.inf:  # before hours of indexing, not after
-        raise ConfigError(f"data.paths: the weight of {path} is {weight:g}; write a number above 0, or leave it out.")
+        raise ConfigError(f"{key}: the weight of {path} is {weight:g}; write a number above 0, or leave it out.")
     if form != "auto":
         return Source(float(weight), _prefix(path) if form == "megatron" else path, form)
     if path.endswith((".bin", ".idx")) or idx_path(path).exists() or bin_path(path).exists():
@@ -153,14 +159,23 @@ def _prefix(path: str) -> str:
 class Preparation:
     """What must exist before the corpora can be opened, and where it lies in the cache."""
 
-    def __init__(self, config: DataConfig, sources: list[Source], notice: Callable[[str], None]) -> None:
-        self.config, self.sources, self.notice = config, sources, notice
+    def __init__(
+        self,
+        config: DataConfig,
+        sources: list[Source],
+        special: list[str],
+        notice: Callable[[str], None],
+        key: str = "data.paths",
+    ) -> None:
+        """`key` is where the configuration names the sources. DataError where there is no such file."""
+        self.config, self.sources, self.special = config, sources, special
+        self.notice, self._key = notice, key
         self.cache = Path(config.cache_dir)
         self._files = {source: self._find(source) for source in sources if source.kind != "megatron"}
         self.tokenizer_file = self._tokenizer_file()
 
     def _find(self, source: Source) -> list[Path]:
-        return builtin_files() if source.path is None else find_files([source.path])
+        return builtin_files() if source.path is None else find_files([source.path], self._key)
 
     def _tokenizer_file(self) -> Path | None:
         choice = self.config.tokenizer
@@ -175,7 +190,8 @@ class Preparation:
                 "data.tokenizer=train needs text, but data.paths names indexed corpora only; write data.tokenizer="
                 "PATH/tokenizer.json, or data.tokenizer=none with model.vocab_size."
             )
-        key = _digest("tokenizer", self.config.tokenizer_vocab, *map(self._fingerprint, self._files))
+        reserved = [self.special] if self.special else []
+        key = _digest("tokenizer", self.config.tokenizer_vocab, *map(self._fingerprint, self._files), *reserved)
         return self.cache / f"tokenizer-{key}.json"
 
     def prefixes(self) -> list[str]:
@@ -185,8 +201,14 @@ class Preparation:
         ]
 
     def _cached(self, source: Source) -> Path:
-        key = _digest("index", str(self.tokenizer_file), self.config.append_eod, self._fingerprint(source))
+        key = _digest("index", self._tokenizer_sha256, self.config.append_eod, self._fingerprint(source))
         return self.cache / f"{'text' if source.kind == 'auto' else source.kind}-{key}"
+
+    @functools.cached_property
+    def _tokenizer_sha256(self) -> str:
+        """Name the tokenizer by its content: a run keeps a copy of it."""
+        assert self.tokenizer_file is not None
+        return Tokenizer.load(self.tokenizer_file).sha256
 
     def _fingerprint(self, source: Source) -> str:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._files[source]]
@@ -220,7 +242,7 @@ class Preparation:
         if self.tokenizer_file is not None and self.config.tokenizer == "train" and not self.tokenizer_file.exists():
             self.notice(f"training a byte-level BPE of {self.config.tokenizer_vocab} tokens")
             texts = (text for source in self._files for text in self._texts(source, Skipped()))
-            Tokenizer.train(texts, self.config.tokenizer_vocab).save(self.tokenizer_file)
+            Tokenizer.train(texts, self.config.tokenizer_vocab, self.special).save(self.tokenizer_file)
         for source in self._files:
             prefix = self._cached(source)
             if not meta_path(prefix).exists():  # written last: the pair before it is whole

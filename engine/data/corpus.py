@@ -40,13 +40,16 @@ def builtin_files() -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def find_files(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that paths and globs name, in order; raise DataError for a pattern that finds nothing."""
+def find_files(patterns: Sequence[str], key: str = "data.paths") -> list[Path]:
+    """Return the files that paths and globs name, in order; raise DataError for a pattern that finds nothing.
+
+    `key` is where the configuration names them.
+    """
     found: list[Path] = []
     for pattern in patterns:
         matches = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
         if not matches:
-            raise DataError(f"data.paths: no file is called '{pattern}'.")
+            raise DataError(f"{key}: no file is called '{pattern}'.")
         found.extend(Path(match) for match in matches)
     return found
 
@@ -57,7 +60,7 @@ def documents(files: Sequence[Path], kind: str, jsonl_key: str, skipped: Skipped
         yield from _builtin(files, skipped)
         return
     for path in files:
-        with explained(f"{path} cannot be read", "leave it out of data.paths or make it readable"):
+        with explained(f"{path} cannot be read", "leave it out of the configuration or make it readable"):
             if kind == "jsonl" or (kind == "auto" and path.suffix.lower() in (".jsonl", ".ndjson", ".json")):
                 yield from _json_lines(path, jsonl_key, skipped)
             else:

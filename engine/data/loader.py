@@ -15,45 +15,40 @@ import torch
 
 from engine.data.batch import MicroBatch
 from engine.data.samples import Sample, Samples
-from engine.objectives.causal import Causal
+from engine.objectives.example import Objective
 
 
 class Collator:
-    """Turns samples into micro-batches: the objective, and what attention is told about documents."""
+    """Turns samples into micro-batches by an objective."""
 
-    def __init__(self, objective: Causal, *, document_mask: bool, position_reset: bool) -> None:
-        self.objective, self.document_mask, self.position_reset = objective, document_mask, position_reset
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
 
     def __call__(self, samples: list[Sample], slots: list[int], counted: int | None = None) -> MicroBatch:
         """Stack samples; only the first `counted` of them enter the loss (all when None)."""
-        parts = [self.objective(sample.window) for sample in samples]
-        length = len(parts[0][0])
-        masks = [np.ones(length, np.float32) if mask is None else mask for _, _, mask in parts]
-        for mask in masks[counted:] if counted is not None else []:
-            mask[:] = 0.0
-        plain = counted is None and all(mask is None for _, _, mask in parts)
-        documents = np.stack([_documents(sample, length) for sample in samples]) if self.document_mask else None
-        positions = np.stack([_positions(sample, length) for sample in samples]) if self.position_reset else None
+        parts = [self.objective(sample.window, sample.document_starts, sample.index) for sample in samples]
+        masks: list[np.ndarray | None] = [part.loss_mask for part in parts]
+        if counted is not None:
+            whole = [
+                np.ones(len(part.tokens), np.float32) if part.loss_mask is None else part.loss_mask for part in parts
+            ]
+            masks = [*whole[:counted], *(np.zeros_like(mask) for mask in whole[counted:])]
         return MicroBatch(
-            tokens_bs=torch.from_numpy(np.stack([tokens for tokens, _, _ in parts])),
-            labels_bs=torch.from_numpy(np.stack([labels for _, labels, _ in parts])),
-            loss_mask_bs=None if plain else torch.from_numpy(np.stack(masks)),
-            positions_bs=None if positions is None else torch.from_numpy(positions),
-            documents_bs=None if documents is None else torch.from_numpy(documents),
+            tokens_bs=torch.from_numpy(np.stack([part.tokens for part in parts])),
+            labels_bs=torch.from_numpy(np.stack([part.labels for part in parts])),
+            loss_mask_bs=_stacked(masks),
+            positions_bs=_stacked([part.positions for part in parts]),
+            documents_bs=_stacked([part.documents for part in parts]),
             slots_b=torch.tensor(slots),
+            prefix_bs=_stacked([part.prefix for part in parts]),
+            blocks_bs=_stacked([part.blocks for part in parts]),
         )
 
 
-def _documents(sample: Sample, length: int) -> np.ndarray:
-    marks = np.zeros(length + 1, dtype=np.int64)
-    marks[sample.document_starts] = 1
-    return np.cumsum(marks)[:length]
-
-
-def _positions(sample: Sample, length: int) -> np.ndarray:
-    starts = np.zeros(length + 1, dtype=np.int64)
-    starts[sample.document_starts] = sample.document_starts
-    return np.arange(length) - np.maximum.accumulate(starts)[:length]
+def _stacked(rows: list[np.ndarray | None]) -> torch.Tensor | None:
+    """Stack rows, which an objective gives for all samples or for none."""
+    given = [row for row in rows if row is not None]
+    return torch.from_numpy(np.stack(given)) if given else None
 
 
 def in_order(number: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.blend import Blend
+from engine.data.indexed import IndexedDataset
 from engine.data.order import Permutation
 from engine.data.split import Split
 from engine.errors import DataError
@@ -16,10 +17,11 @@ from engine.errors import DataError
 
 @dataclass(frozen=True)
 class Sample:
-    """One packed window of tokens [s + 1] and where documents begin in it (indices in 1..s)."""
+    """One packed window of tokens [s + 1], where documents begin in it (indices in 1..s), its place in the order."""
 
     window: NDArray[np.int64]
     document_starts: NDArray[np.int64]
+    index: int = 0
 
 
 class Samples:
@@ -56,15 +58,18 @@ class Samples:
         split = self.splits[source]
         begin, end = split.window(place)
         window = split.dataset.read(begin, end)
-        if window.max() >= self.vocab or window.min() < 0:
-            self._refuse(split, begin, window)
+        check_tokens(split.dataset, begin, window, self.vocab)
         starts = split.dataset.starts_within(begin, end) - begin
-        return Sample(window, starts)
+        return Sample(window, starts, index)
 
-    def _refuse(self, split: Split, begin: int, window: NDArray[np.int64]) -> None:
-        place = int(np.argmax((window >= self.vocab) | (window < 0)))
-        document = split.dataset.document_of(begin + place)
-        raise DataError(
-            f"{split.dataset.prefix}.bin, document {document}: token id {int(window[place])} is outside the vocabulary "
-            f"of {self.vocab}; use the tokenizer the corpus was made with, or set model.vocab_size."
-        )
+
+def check_tokens(dataset: IndexedDataset, begin: int, window: NDArray[np.int64], vocab: int) -> None:
+    """Raise DataError for the first of the tokens that begin at `begin` which is outside the vocabulary."""
+    if window.max() < vocab and window.min() >= 0:
+        return
+    place = int(np.argmax((window >= vocab) | (window < 0)))
+    document = dataset.document_of(begin + place)
+    raise DataError(
+        f"{dataset.prefix}.bin, document {document}: token id {int(window[place])} is outside the vocabulary "
+        f"of {vocab}; use the tokenizer the corpus was made with, or set model.vocab_size."
+    )

@@ -58,7 +58,7 @@ def make_split(dataset: IndexedDataset, name: str, split: Sequence[float], seq_l
         without = "write data.split=[1,0,0] to train without validation" if name == "valid" else "change data.split"
         raise DataError(
             f"the {name} part of {dataset.prefix} has {part.stop - part.start} tokens in {last - first} documents of "
-            f"{dataset.documents}, less than one sample of data.seq_len={seq_len} + 1; {without}, lower data.seq_len, "
+            f"{dataset.documents}, less than one sample of {seq_len} + 1; {without}, lower data.seq_len, "
             "or add documents."
         )
     return part

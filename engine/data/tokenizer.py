@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -25,7 +25,7 @@ class Tokenizer:
     """Encodes text to token ids and back. `eod` is the end-of-document token's id; `sha256` names the vocabulary."""
 
     def __init__(self, backend: Backend, source: str) -> None:
-        self._backend = backend
+        self._backend, self._source = backend, source
         self._backend.no_padding()
         self._backend.no_truncation()
         found = [self._backend.token_to_id(name) for name in EOD_NAMES]
@@ -35,10 +35,10 @@ class Tokenizer:
                 f"{source} has none of the end-of-document tokens {', '.join(EOD_NAMES)}; add one as a special token."
             )
         self.eod = ids[0]
-        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(self.vocabulary().values()) + 1
         if self.vocab_size > _MOST_TOKENS:
             raise DataError(f"{source} has the token id {self.vocab_size - 1}; ids up to {_MOST_TOKENS - 1} are read.")
-        self.sha256 = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        self.sha256 = hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -53,19 +53,30 @@ class Tokenizer:
             raise DataError(f"tokenizer {path} cannot be read: {_one_line(error)}") from None
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Train a byte-level BPE; the same texts give the same tokenizer."""
+    def train(cls, texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> Tokenizer:
+        """Train a byte-level BPE that reserves `special_tokens`; the same texts give the same tokenizer."""
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[EOD],
+            special_tokens=[EOD, *special_tokens],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
         return cls(backend, "the trained tokenizer")
+
+    def find(self, *names: str) -> int:
+        """Return the id of the first of `names` that is a token; DataError when none is."""
+        for name in names:
+            token = self._backend.token_to_id(name)
+            if token is not None:
+                return token
+        raise DataError(
+            f"{self._source} lacks the token {' or '.join(names)}, which the objective needs; take a tokenizer that "
+            "has it, or write data.tokenizer=train, which reserves it."
+        )
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json, whole or not at all."""
@@ -83,6 +94,14 @@ class Tokenizer:
             return list(itertools.chain.from_iterable(parts))
         except Exception as error:
             raise DataError(f"the tokenizer cannot encode {text[:40]!r}: {_one_line(error)}") from None
+
+    def to_json(self) -> str:
+        """Return what a tokenizer.json of it says."""
+        return self._backend.to_str()
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of every entry, in the spelling of the vocabulary."""
+        return self._backend.get_vocab(with_added_tokens=True)
 
     def decode(self, tokens: list[int]) -> str:
         return self._backend.decode(tokens, skip_special_tokens=False)

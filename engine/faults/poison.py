@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class PoisonedSamples(Samples):
         sample = super().__getitem__(index)
         for fault in self._faults:
             if fault.first <= index < fault.stop:
-                sample = Sample(self._spoil(sample.window, index, fault.how), sample.document_starts)
+                sample = replace(sample, window=self._spoil(sample.window, index, fault.how))
         return sample
 
     def _spoil(self, window: np.ndarray, index: int, how: str) -> np.ndarray:

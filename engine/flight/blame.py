@@ -16,8 +16,9 @@ def find_culprit(records: Sequence[RankRecord]) -> tuple[RankRecord, str] | None
     """Return the rank that kept the others from going on, and why it is thought so; None for no records.
 
     In this order: one that gives no signs of life any more while others do (stopped, or its Python locked), one that
-    others wait for and that waits for nobody, the two sides of collectives that do not fit each other, and, where
-    waiting does not show (on GPUs the host runs ahead), the one that has come least far.
+    others wait for and that waits for nobody, one of two that wait for each other in the same collective on different
+    hosts, the two sides of collectives that do not fit each other, and, where waiting does not show (on GPUs the host
+    runs ahead), the one that has come least far.
     """
     if not records:
         return None
@@ -29,6 +30,9 @@ def find_culprit(records: Sequence[RankRecord]) -> tuple[RankRecord, str] | None
     idle = [record for record in records if record.rank in awaited - waiting.keys()]
     if idle:
         return min(idle, key=_progress), "the others wait for it"
+    parted = _parted(waiting) if len(waiting) == len(records) else None
+    if parted is not None:
+        return parted
     apart = _apart(list(waiting.values())) if len(waiting) == len(records) else None
     if apart is not None:
         return apart
@@ -63,6 +67,26 @@ def members(rank: int, sizes: Sequence[int], axis: str) -> list[int]:
     place[names[axis]] = slice(None)
     along = grid[tuple(place)].tolist()
     return [along[0], along[-1]] if axis == "embedding" else along
+
+
+def _parted(waiting: dict[int, RankRecord]) -> tuple[RankRecord, str] | None:
+    """Return a rank that waits for one on another host, which waits for it: both came, what they sent did not."""
+    for record in sorted(waiting.values(), key=lambda record: record.rank):
+        for other in (waiting[rank] for rank in sorted(_awaited(record)) if rank in waiting):
+            if other.host != record.host and record.rank in _awaited(other) and _fit(record, other):
+                return record, (
+                    f"rank {other.rank} waits for it as well: the network between {record.host} and {other.host} is "
+                    "down, or slower than parallel.timeout_s"
+                )
+    return None
+
+
+def _fit(one: RankRecord, other: RankRecord) -> bool:
+    """Say whether two ranks are in the same collective, or each in a message of the other's."""
+    a, b = one.waiting, other.waiting
+    assert a is not None
+    assert b is not None
+    return a.peer >= 0 or _kind(a) == _kind(b)
 
 
 def _apart(records: Sequence[RankRecord]) -> tuple[RankRecord, str] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.errors import EngineError, StabilityStop
 from engine.flight.blame import find_culprit
 from engine.flight.reader import read_records
+from engine.flight.recorder import host_name
 
 USER, STOP, BUG, MEMORY, HANG, ECHO = "user", "stop", "bug", "memory", "hang", "echo"
 
@@ -50,7 +51,8 @@ def describe_hang(folder: Path) -> str:
     culprit, why = found
     waited = next((r for r in records if r.waiting is not None and r.rank != culprit.rank), None)
     beside = f"; rank {waited.rank} waits in {waited.waiting.describe()}" if waited and waited.waiting else ""
+    now = time.monotonic() if culprit.host == host_name() else None  # no two hosts have the same clock
     return (
-        f"rank {culprit.rank} does not come on ({why}): {culprit.describe(time.monotonic())}{beside}. What each rank "
+        f"rank {culprit.rank} does not come on ({why}): {culprit.describe(now)}{beside}. What each rank "
         f"did last, and its stacks: {folder}/flight."
     )

@@ -37,6 +37,11 @@ def stacks_path(folder: Path, rank: int) -> Path:
     return folder / "flight" / f"rank-{rank:05d}.stacks"
 
 
+def host_name() -> str:
+    """Return the name of this host as records have it."""
+    return socket.gethostname()[:32]
+
+
 def attempt() -> int:
     """Return how often this run was started again by whoever restarts it: our launcher, torchrun, a batch system."""
     counts = ("TRIMARAN_ATTEMPT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -89,8 +94,7 @@ class Recorder:
                 self._page = mmap.mmap(file.fileno(), _SIZE)
         except OSError as error:
             return f"{path}: {error.strerror or error}"
-        host = socket.gethostname()[:32]
-        self._write(_WHO, f"rank {rank} of {world} pid {os.getpid()} attempt {attempt()} {axes} host {host}")
+        self._write(_WHO, f"rank {rank} of {world} pid {os.getpid()} attempt {attempt()} {axes} host {host_name()}")
         self.beat()
         return None
 

@@ -22,8 +22,8 @@ HEAD = "lm_head.weight"
 
 # They shape training, not the function that the weights compute: a family that lacks one may leave it out.
 TRAINING_ONLY = frozenset(
-    {"name", "vocab_multiple", "init_std", "scaled_init", "hidden_dropout", "attention_dropout", "embedding_dropout",
-     "embedding_grad"}
+    {"name", "vocab_multiple", "init", "init_std", "output_init", "hidden_dropout", "attention_dropout",
+     "embedding_dropout", "embedding_grad"}
 )  # fmt: skip
 
 # Keys of any config.json that do not change what the network computes.

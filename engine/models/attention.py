@@ -6,7 +6,7 @@ the same kv head; each sees only its own queries, so that head's gradient is sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,56 +15,44 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.config import ModelConfig
 from engine.mesh import Axis
+from engine.models.heads import Heads, qkv_pieces
+from engine.models.inits import output
 from engine.models.registry import NORMS, POSITIONS
 from engine.models.traits import Pass
-from engine.ops.attention import attention, dropped_attention
+from engine.ops.attention import Drop, Scores, attention
 from engine.parallel.linear import ColumnLinear, RowLinear, TensorParallel
-from engine.parallel.sharding import VECTOR, Init, Piece, columns, rows, whole
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The heads of one rank: queries [q_start, q_start + q), and `kv` key/value heads from kv_start on.
-
-    `kv_axis` joins the ranks that hold the same kv head (size 1 when each holds its own).
-    """
-
-    q: int
-    kv: int
-    q_start: int
-    kv_start: int
-    dim: int
-    kv_axis: Axis
-
-    @classmethod
-    def of(cls, config: ModelConfig, tp: Axis, kv_axis: Axis) -> Heads:
-        kv_total = config.kv_heads or config.heads
-        q, kv = config.heads // tp.size, max(1, kv_total // tp.size)
-        kv_start = tp.rank * kv_total // tp.size
-        return cls(q, kv, tp.rank * q, kv_start, config.head_dim or config.hidden // config.heads, kv_axis)
+from engine.parallel.sharding import Init, columns, whole
 
 
 class Attention(nn.Module):
-    """[b, s, h] -> [b, s, h] (sequence shards under SP)."""
+    """[b, s, h] -> [b, s, h] (sequence shards under SP).
+
+    `gain` multiplies the standard deviation of the value and output matrices at the start.
+    """
 
     def __init__(
-        self, name: str, layer: int, config: ModelConfig, tp: TensorParallel, kv_axis: Axis, recompute: bool
+        self,
+        name: str,
+        layer: int,
+        config: ModelConfig,
+        tp: TensorParallel,
+        kv_axis: Axis,
+        recompute: bool,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.layer, self.recompute = layer, recompute
+        self.layer, self.recompute, self.tp = layer, recompute, tp
         self.dropout, self.heads_total = config.attention_dropout, config.heads
         self.heads = heads = Heads.of(config, tp.axis, kv_axis)
         self.positions = POSITIONS.get(config.positions)(config, tp, with_table=False)
-        init = Init(std=config.init_std)
-        self.qkv = ColumnLinear(
-            _qkv(f"{name}.{{}}.weight", (config.hidden,), config, heads, init),
-            _qkv(f"{name}.{{}}.bias", (), config, heads, Init()) if config.attention_bias else [],
-            tp,
-        )
+        self.score_terms = self.positions.score_terms(name, heads)
+        self.window = config.attention_window if (layer + 1) % config.window_interval == 0 else None
+        self.scores = Scores(config.attention_scale, config.attention_softcap)
+        self._build_inputs(name, config, gain)
         # Each rank norms its own heads, of a shared kv head for its own queries: weights see a part of the gradient.
         norm = partial(NORMS.get(config.norm), hidden=heads.dim, eps=config.norm_eps, tp=tp, split=True)
         self.q_norm, self.k_norm = (norm(f"{name}.{part}_norm") if config.qk_norm else None for part in "qk")
-        out_init = Init(std=config.init_std / ((2 * config.layers) ** 0.5 if config.scaled_init else 1.0))
+        out_init = output(config, config.heads * heads.dim, gain)
         bias = [whole(f"{name}.out.bias", (config.hidden,), Init(), tp.axis, partial_grad=tp.sequence_parallel)]
         self.out = RowLinear(
             [columns(f"{name}.out.weight", (config.hidden, config.heads * heads.dim), out_init, tp.axis)],
@@ -72,13 +60,27 @@ class Attention(nn.Module):
             tp,
         )
 
+    def _build_inputs(self, name: str, config: ModelConfig, gain: float) -> None:
+        self.qkv = self._inputs("qkv", name, config, gain)
+
+    def _inputs(self, parts: str, name: str, config: ModelConfig, gain: float) -> ColumnLinear:
+        """Return my heads' part of the projections to q, k or v, or several of them in one product."""
+        weight = qkv_pieces(f"{name}.{{}}.weight", config, self.heads, gain, parts)
+        bias = qkv_pieces(f"{name}.{{}}.bias", config, self.heads, gain, parts) if config.attention_bias else []
+        return ColumnLinear(weight, bias, self.tp)
+
+    def _project(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
+        """Return q, k and v of all my heads, packed."""
+        return self.qkv(x_bsh)
+
     def forward(self, x_bsh: Tensor, ctx: Pass) -> Tensor:
         # Outside of what is recomputed: it overwrites its input, which would be rotated twice.
-        qkv_bsf = self.positions.rotate(self._normed(self.qkv(x_bsh)), self.heads.q + self.heads.kv, ctx)
+        qkv_bsf = self.positions.rotate(self._normed(self._project(x_bsh, ctx)), self.heads.q + self.heads.kv, ctx)
+        scores = self.scores if self.score_terms is None else replace(self.scores, **self.score_terms(ctx))
         if self.recompute and self.training:
-            out = checkpoint(self._core, qkv_bsf, ctx, use_reentrant=False, preserve_rng_state=False)
+            out = checkpoint(self._core, qkv_bsf, scores, ctx, use_reentrant=False, preserve_rng_state=False)
         else:
-            out = self._core(qkv_bsf, ctx)
+            out = self._core(qkv_bsf, scores, ctx)
         return self.out(out)
 
     def _normed(self, qkv_bsf: Tensor) -> Tensor:
@@ -93,28 +95,27 @@ class Attention(nn.Module):
         ]
         return torch.cat([*normed, v_bsf], dim=-1)
 
-    def _core(self, qkv_bsf: Tensor, ctx: Pass) -> Tensor:
+    def _core(self, qkv_bsf: Tensor, scores: Scores, ctx: Pass) -> Tensor:
         heads = self.heads
         b, s, _ = qkv_bsf.shape
-        qkv_bsgd = qkv_bsf.view(b, s, -1, heads.dim)
+        keys, drop = ctx.keys, None
+        if self.window is not None:
+            window = self.window
+            keys = ctx.once("window", lambda: ctx.keys.within(window))
         if self.dropout > 0 and ctx.key is not None:
-            out_bshd = dropped_attention(
-                qkv_bsgd, heads.q, heads.kv, ctx.keys, p=self.dropout, key=ctx.key(self.layer, "attention"),
-                rows_bs=ctx.tokens_bs, head_offset=heads.q_start, heads_total=self.heads_total,
-            )  # fmt: skip
-        else:
-            out_bshd = attention(qkv_bsgd, heads.q, heads.kv, ctx.keys)
+            drop = Drop(self.dropout, ctx.key(self.layer, "attention"), ctx.tokens_bs, heads.q_start, self.heads_total)
+        qkv_bsgd = qkv_bsf.view(b, s, -1, heads.dim)
+        out_bshd = attention(qkv_bsgd, heads.q, heads.kv, keys, scores=scores, drop=drop)
         return out_bshd.reshape(b, s, heads.q * heads.dim)
 
 
-def _qkv(name: str, tail: tuple[int, ...], config: ModelConfig, heads: Heads, init: Init) -> list[Piece]:
-    """The q, k and v pieces (of a weight with tail=(hidden,), of a bias with tail=())."""
-    kind = {} if tail else {"kind": VECTOR}
-    kv_total = config.kv_heads or config.heads
-    q_start, q_stop = heads.q_start * heads.dim, (heads.q_start + heads.q) * heads.dim
-    kv_start, kv_stop = heads.kv_start * heads.dim, (heads.kv_start + heads.kv) * heads.dim
-    pieces = [rows(name.format("q"), (config.heads * heads.dim, *tail), init, q_start, q_stop, **kind)]
-    for part in ("k", "v"):
-        piece = rows(name.format(part), (kv_total * heads.dim, *tail), init, kv_start, kv_stop, **kind)
-        pieces.append(piece.shared(heads.kv_axis))
-    return pieces
+def written_out(config: ModelConfig) -> list[str]:
+    """Return what of `config` no fused kernel of attention knows, so that its probabilities are held in full."""
+    why = []
+    if config.attention_dropout > 0:
+        why.append(f"model.attention_dropout={config.attention_dropout:g}")
+    if config.attention_softcap > 0:
+        why.append(f"model.attention_softcap={config.attention_softcap:g}")
+    if POSITIONS.get(config.positions).LEARNS_SCORES:
+        why.append(f"model.positions={config.positions}")
+    return why

@@ -1,5 +1,5 @@
-"""Traits by name. A file in `norms/`, `positions/` or `activations/` registers what it defines; that is all it
-takes to add a trait: its name then works in `conf/model/`.
+"""Traits by name. A file in `norms/`, `positions/`, `activations/` or `blocks/` registers what it defines; that is
+all it takes to add a trait: its name then works in `conf/model/`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Registry:
 
     def get(self, name: str) -> Any:
         """Return the component called `name`; raise ConfigError with the nearest name."""
-        if name not in self.names():
+        if name not in self._components and name not in self.names():
             raise ConfigError(f"model.{self.trait}={name} is unknown.{did_you_mean(name, self.names())}")
         return self._components[name]
 
@@ -44,3 +44,4 @@ class Registry:
 NORMS = Registry("norm", "engine.models.norms")
 POSITIONS = Registry("positions", "engine.models.positions")
 ACTIVATIONS = Registry("activation", "engine.models.activations")
+BLOCKS = Registry("block", "engine.models.blocks")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from engine.monitor.metrics import INFO, Record
+from engine.monitor.metrics import INFO, Record, set_metrics
 
 
 def make_console(kind: str, log_interval: int, stream: TextIO | None = None) -> PlainConsole | RichConsole | None:
@@ -165,12 +165,17 @@ def _speed(record: Record) -> str:
 
 def describe(record: Record) -> str:
     """Return the line for a record that is not of a step: a validation or a checkpoint."""
+    parts = [_scores(f"{name} ", metrics) for name, metrics in set_metrics(record).items()]
     if "valid_loss" in record:
-        return (
-            f"validation at step {record['step']}: loss {record['valid_loss']:.4f}, "
-            f"perplexity {record['valid_perplexity']:.2f}"
-        )
+        parts.insert(0, _scores("", {"loss": record["valid_loss"], "perplexity": record["valid_perplexity"]}))
+    if parts:
+        return f"validation at step {record['step']}: {'; '.join(parts)}"
     return (
         f"checkpoint of step {record['step']} saved: {record['checkpoint_bytes'] / 1e6:,.1f} MB in "
         f"{record['checkpoint_save_s']:.2f} s, training waited {record['checkpoint_stall_s']:.2f} s"
     )
+
+
+def _scores(name: str, metrics: Mapping[str, float]) -> str:
+    per_byte = f", bits per byte {metrics['bits_per_byte']:.4f}" if "bits_per_byte" in metrics else ""
+    return f"{name}loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f}{per_byte}"

@@ -66,6 +66,7 @@ METRICS = {
         # after a validation
         Metric("valid_loss", "lm loss validation", "mean loss over the scored validation samples, nats per token"),
         Metric("valid_perplexity", "lm loss validation ppl", "exp(valid_loss)"),
+        # and of each set of data.valid, under the same name everywhere: valid/NAME/loss, /perplexity, /bits_per_byte
         Metric("valid_time_s", "time_metrics/validation(s)", "seconds that the validation took"),
         # after a checkpoint has become visible; `step` is the step it holds
         Metric("checkpoint_save_s", "ckpt/save_s", "seconds until the checkpoint was whole on disk"),
@@ -73,3 +74,19 @@ METRICS = {
         Metric("checkpoint_bytes", "ckpt/bytes", "bytes written by all ranks"),
     )
 }
+
+
+def set_key(name: str, metric: str) -> str:
+    """Return the key of a metric (loss in nats per token | perplexity | bits_per_byte) of a set of data.valid."""
+    return f"valid/{name}/{metric}"
+
+
+def set_metrics(record: Record) -> dict[str, dict[str, float]]:
+    """Return the metrics of each set of data.valid that a record holds, by name."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in record.items():
+        group, _, rest = key.partition("/")
+        name, _, metric = rest.rpartition("/")
+        if group == "valid" and name:
+            found.setdefault(name, {})[metric] = value
+    return found

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from engine.monitor import attempts
 from engine.monitor.console import make_console
 from engine.monitor.goodput import Account
 from engine.monitor.jsonl import JsonlSink
-from engine.monitor.metrics import INFO, WARN, Record
+from engine.monitor.metrics import INFO, WARN, Record, set_key
 from engine.monitor.nvml import Nvml
 from engine.monitor.starts import StartsSink, environment
 from engine.monitor.tensorboard_sink import TensorboardSink
@@ -94,10 +94,19 @@ class Monitor:
         if self._accounted != self.timeline:  # a rollback took back steps that had counted
             self._read_account()
 
-    def log_validation(self, step: int, loss: float, seconds: float) -> None:
-        """Record a validation: its mean loss, the perplexity that follows, and the time it took."""
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        self.log(step, {"valid_loss": loss, "valid_perplexity": perplexity, "valid_time_s": seconds})
+    def log_validation(
+        self, step: int, loss: float | None, seconds: float, sets: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
+        """Record a validation: its mean loss (None: no such part), the perplexity that follows, the time it took.
+
+        `sets` are the metrics of each set of data.valid, by their names.
+        """
+        record: Record = {}
+        if loss is not None:
+            record |= {"valid_loss": loss, "valid_perplexity": math.exp(loss) if loss < 700 else math.inf}
+        for name, metrics in (sets or {}).items():
+            record |= {set_key(name, metric): value for metric, value in metrics.items()}
+        self.log(step, {**record, "valid_time_s": seconds})
 
     def saved(self, result: SaveResult) -> None:
         """Record a checkpoint that is whole on disk; tell what went wrong with it, or with pruning after it."""

@@ -5,21 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from engine.objectives.example import Example, Ints, document_numbers, document_positions
 
 
 @dataclass(frozen=True)
 class Causal:
-    """`eod_loss=False` leaves out the loss of guessing how a document starts (the label after an `eod` token)."""
+    """`eod_loss=False` leaves out the loss of guessing how a document starts (the label after an `eod` token).
 
-    eod: int | None
+    With `document_mask` attention stays inside documents, with `position_reset` positions begin anew in each.
+    """
+
+    seq_len: int
+    eod: int | None = None
     eod_loss: bool = True
+    document_mask: bool = False
+    position_reset: bool = False
 
-    def __call__(
-        self, window: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]:
-        """Map a window [s + 1] to inputs [s], labels [s] and loss mask [s] (None when every label counts)."""
+    @property
+    def stride(self) -> int:
+        return self.seq_len
+
+    def __call__(self, window: Ints, starts: Ints, index: int = 0) -> Example:
         tokens, labels = window[:-1], window[1:]
-        if self.eod_loss or self.eod is None:
-            return tokens, labels, None
-        return tokens, labels, (tokens != self.eod).astype(np.float32)
+        scored = None if self.eod_loss or self.eod is None else (tokens != self.eod).astype(np.float32)
+        return Example(
+            tokens, labels, scored,
+            positions=document_positions(starts, len(tokens)) if self.position_reset else None,
+            documents=document_numbers(starts, len(tokens)) if self.document_mask else None,
+        )  # fmt: skip

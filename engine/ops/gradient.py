@@ -28,6 +28,22 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1.0 else _ScaleGradient.apply(x, factor)
 
 
+class _AsInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return deliver(ctx.weight, grads[0])
+
+
+def as_input(weight: Tensor) -> Tensor:
+    """Return a weight as a tensor for plain operations, whose gradients are summed and then delivered to it."""
+    return _AsInput.apply(weight)
+
+
 def deliver(weight: Tensor, grad: Tensor) -> Tensor | None:
     """Add `grad` (the weight's shape, any dtype) to `weight.main_grad`; without one return it for autograd."""
     main_grad = getattr(weight, "main_grad", None)

@@ -1,4 +1,4 @@
-"""Which keys each query sees: causal, windowed and document masks are all one range a query."""
+"""Which keys each query sees: causal, windowed, document and prefix masks are all one range a query."""
 
 from __future__ import annotations
 
@@ -24,19 +24,34 @@ class KeyRanges:
         return cls((last_1s - (window - 1)).clamp(min=0), last_1s)
 
     @classmethod
-    def documents(cls, documents_bs: Tensor) -> KeyRanges:
-        """Causal inside documents that lie end to end; `documents_bs` numbers them."""
+    def documents(cls, documents_bs: Tensor, prefix_bs: Tensor | None = None) -> KeyRanges:
+        """Causal inside documents that lie end to end; `documents_bs` numbers them.
+
+        `prefix_bs` bool marks tokens at the start of a document, or all of it, that the whole document sees.
+        """
         places_s = torch.arange(documents_bs.shape[1], dtype=torch.int32, device=documents_bs.device)
         starts_bs = torch.zeros_like(documents_bs, dtype=torch.int32)
         starts_bs[:, 1:] = torch.where(documents_bs[:, 1:] != documents_bs[:, :-1], places_s[1:], 0)
         first_bs = starts_bs.cummax(dim=1).values
-        return cls(first_bs, places_s.expand_as(first_bs).contiguous())
+        last_bs = places_s.expand_as(first_bs).contiguous()
+        if prefix_bs is None:
+            return cls(first_bs, last_bs)
+        ends_bs = torch.full_like(last_bs, documents_bs.shape[1] - 1)  # the next token that ends a prefix, or document
+        goes_on_bs = prefix_bs[:, 1:] & (documents_bs[:, 1:] == documents_bs[:, :-1])
+        ends_bs[:, :-1] = torch.where(goes_on_bs, ends_bs[:, :-1], last_bs[:, :-1])
+        ends_bs = ends_bs.flip(1).cummin(dim=1).values.flip(1)
+        return cls(first_bs, torch.where(prefix_bs, ends_bs, last_bs))
 
     @classmethod
     def full(cls, s: int, device: torch.device) -> KeyRanges:
         """Every key."""
         first_1s = torch.zeros(1, s, dtype=torch.int32, device=device)
         return cls(first_1s, torch.full_like(first_1s, s - 1))
+
+    def within(self, window: int) -> KeyRanges:
+        """Return those of the same keys that are the query's own, or among the `window` - 1 before it, or ahead."""
+        places_s = torch.arange(self.first_bs.shape[1], dtype=torch.int32, device=self.first_bs.device)
+        return KeyRanges(torch.maximum(self.first_bs, places_s - (window - 1)), self.last_bs)
 
     @cached_property
     def mask_b1ss(self) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,36 @@ from engine.ops import backend
 from engine.ops.libraries import flash
 
 
-def rope_tables(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [..., dim/2] of the angles position * theta^(-2i/dim), in float32.
+class Stretch(NamedTuple):
+    """Slow rotations made slower, so that longer contexts look like the known one (Llama 3.1, arXiv 2407.21783).
+
+    Frequencies that turn less than `low` times in `context` tokens are divided by `factor`, those that turn more than
+    `high` times stay, and in between the two are mixed. A `factor` of 1 changes nothing.
+    """
+
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    context: int = 8192
+
+    def apply(self, frequency: Tensor) -> Tensor:
+        """Return the frequencies (radians a token) that replace these."""
+        if self.factor == 1.0:
+            return frequency
+        turns = self.context * frequency / (2 * math.pi)
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return (1 - kept) * frequency / self.factor + kept * frequency
+
+
+def rope_tables(
+    positions: Tensor, dim: int, theta: float, stretch: Stretch = Stretch()
+) -> tuple[Tensor, Tensor]:  # a tuple: nothing can change it
+    """Return cos and sin [..., dim/2] of the angles position * theta^(-2i/dim), stretched, in float32.
 
     Published checkpoints were trained with float32 angles, so these are float32 in every precision.
     """
     frequency = 1.0 / (theta ** (torch.arange(0, dim, 2, device=positions.device).float() / dim))
-    angle = positions[..., None].float() * frequency
+    angle = positions[..., None].float() * stretch.apply(frequency)
     return angle.cos(), angle.sin()
 
 

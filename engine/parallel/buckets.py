@@ -223,7 +223,8 @@ class Buckets:
 
 
 def _is_late(weight: nn.Parameter) -> bool:
-    return any(piece.reduce is not None and piece.reduce.name == "embedding" for piece in pieces_of(weight))
+    """Say whether copies of a weight lie on several stages (a tied table, what all layers share)."""
+    return any(piece.reduce is not None and piece.reduce.name in ("embedding", "pp") for piece in pieces_of(weight))
 
 
 def _fill(weights: list[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:

@@ -39,14 +39,8 @@ def joined_stats(
     logits_nv: Tensor, targets_n: Tensor, vocab_start: int, axis: Axis, terms: LossTerms
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row's loss, largest logit and log(sum(exp(logit - largest))) over the whole vocabulary."""
-    max_n, sum_n, target_n, total_n = ce_stats(logits_nv, targets_n, vocab_start)
-    if axis.size > 1:
-        local_max_n = max_n.clone()
-        all_reduce(max_n, axis, MAX)
-        parts = [sum_n * torch.exp(local_max_n - max_n), target_n, *([total_n] if terms.smoothing else [])]
-        sums = torch.stack(parts)
-        all_reduce(sums, axis)
-        sum_n, target_n, total_n = sums[0], sums[1], sums[-1]
+    stats = ce_stats(logits_nv, targets_n, vocab_start)
+    max_n, sum_n, target_n, total_n = _joined(*stats, axis, with_total=bool(terms.smoothing))
     log_sum_n = torch.log(sum_n)
     if terms.smoothing:
         target_n = torch.lerp(target_n, total_n / terms.vocab, terms.smoothing)
@@ -54,6 +48,27 @@ def joined_stats(
     if terms.z_loss:
         loss_n = loss_n + terms.z_loss * (max_n + log_sum_n).square()
     return loss_n, max_n, log_sum_n
+
+
+def joined_logits(logits_nv: Tensor, targets_n: Tensor, vocab_start: int, axis: Axis) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each row's largest logit, log(sum(exp(logit - largest))) and the target's logit, over the whole
+    vocabulary."""
+    max_n, sum_n, target_n, _ = _joined(*ce_stats(logits_nv, targets_n, vocab_start), axis, with_total=False)
+    return max_n, torch.log(sum_n), target_n
+
+
+def _joined(
+    max_n: Tensor, sum_n: Tensor, target_n: Tensor, total_n: Tensor, axis: Axis, *, with_total: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Join what each rank knows of its part of the rows; the last one only where it is wanted."""
+    if axis.size > 1:
+        local_max_n = max_n.clone()
+        all_reduce(max_n, axis, MAX)
+        parts = [sum_n * torch.exp(local_max_n - max_n), target_n, *([total_n] if with_total else [])]
+        sums = torch.stack(parts)
+        all_reduce(sums, axis)
+        sum_n, target_n, total_n = sums[0], sums[1], sums[-1]
+    return max_n, sum_n, target_n, total_n
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -79,8 +79,8 @@ def rows(name: str, shape: tuple[int, ...], init: Init, start: int, stop: int, k
     return Piece(name, shape, (start, *(0,) * (len(shape) - 1)), (stop - start, *shape[1:]), init, kind=kind)
 
 
-def vocabulary_rows(name: str, shape: tuple[int, int], init: Init, tp: Axis, kind: str) -> Piece:
-    """My share of the rows of a table or head over the vocabulary; ConfigError when there is none."""
+def vocabulary_rows(name: str, shape: tuple[int, ...], init: Init, tp: Axis, kind: str) -> Piece:
+    """My share of the rows of a table, head or bias over the vocabulary; ConfigError when there is none."""
     if shape[0] < tp.size:
         raise ConfigError(
             f"A vocabulary of {shape[0]} tokens cannot be split over parallel.tp={tp.size} ranks; write "
@@ -88,7 +88,7 @@ def vocabulary_rows(name: str, shape: tuple[int, int], init: Init, tp: Axis, kin
         )
     start, stop = share(shape[0], tp)
     largest = -(-shape[0] // tp.size)
-    return replace(rows(name, shape, init, start, stop), kind=kind, room=largest * shape[1])
+    return replace(rows(name, shape, init, start, stop), kind=kind, room=largest * math.prod(shape[1:]))
 
 
 def columns(name: str, shape: tuple[int, int], init: Init, tp: Axis) -> Piece:

@@ -9,10 +9,11 @@ from engine.errors import ConfigError, did_you_mean
 
 _AT_LEAST = {
     "window": 8, "span": 1, "warm": 8, "alarms": 1, "norm_alarms": 1, "nonfinite_streak": 1, "overflow_streak": 1,
-    "slow_span": 1, "slow_patience": 1, "settle": 2, "hold_start": 0, "hold_warmup": 0, "hold_rollback": 0, "skip_before": 0,
-    "skip_least": 0, "min_rewind": 0, "restart_within": 0, "same_place": 0, "widen": 1, "cooldown": 0, "lower_after": 0,
-    "lr_rewarm": 0, "tries": 0, "budget": 0, "budget_span": 1, "budget_in_span": 0, "lr_hold": 1, "recheck_interval": 0,
-    "drift_interval": 0, "healthy_after": 0, "snapshot_interval": 1, "snapshots": 1, "snapshot_mb": 0,
+    "slow_span": 1, "slow_patience": 1, "settle": 2, "hold_start": 0, "hold_warmup": 0, "hold_rollback": 0,
+    "skip_before": 0, "skip_least": 0, "min_rewind": 0, "restart_within": 0, "same_place": 0, "widen": 1,
+    "cooldown": 0, "lower_after": 0, "lr_rewarm": 0, "tries": 0, "budget": 0, "budget_span": 1, "budget_in_span": 0,
+    "lr_hold": 1, "recheck_interval": 0, "drift_interval": 0, "healthy_after": 0, "snapshot_interval": 1,
+    "snapshots": 1, "snapshot_mb": 0,
 }  # fmt: skip
 _ABOVE = {
     "z": 0.0,

@@ -13,11 +13,16 @@ import torch
 
 from engine.checkpoint.resume import ACCEPTABLE
 from engine.config import Config
+from engine.data.valid_sets import read_valid_sets
 from engine.device import DTYPES
 from engine.errors import ConfigError, did_you_mean
 from engine.faults.plan import read_plan
-from engine.models.registry import ACTIVATIONS, NORMS, POSITIONS
+from engine.models.attention import written_out
+from engine.models.inits import INITS, OUTPUT_INITS
+from engine.models.registry import ACTIVATIONS, BLOCKS, NORMS, POSITIONS
+from engine.models.rules import check_traits
 from engine.monitor.profile.steps import profiled_steps
+from engine.objectives.rules import check_objective
 from engine.ops import backend
 from engine.ops.libraries.flash import LARGEST_HEAD
 from engine.optim.clipping import CLIP_MODES
@@ -27,6 +32,8 @@ from engine.stability.policy import check_policy
 from engine.validate.cluster import check_cluster
 
 _NAMES: dict[str, tuple[str, ...]] = {
+    "model.init": tuple(INITS),
+    "model.output_init": tuple(OUTPUT_INITS),
     "data.format": ("auto", "builtin", "text", "jsonl", "megatron"),
     "parallel.recompute": ("none", "selective", "full"),
     "optim.schedule": ("constant", "cosine", "linear", "inverse_sqrt", "wsd"),
@@ -40,10 +47,14 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "cluster.binding": ("none", "cores", "numa"),
 }
 
+_REGISTRIES = (NORMS, POSITIONS, ACTIVATIONS, BLOCKS)
+
 # Smallest allowed value of numbers that have one; null is allowed where the type allows it.
 _AT_LEAST: dict[str, int] = {
     "model.layers": 1, "model.hidden": 1, "model.heads": 1, "model.kv_heads": 1, "model.head_dim": 1, "model.ffn": 1,
     "model.vocab_size": 1, "model.vocab_multiple": 1, "model.max_positions": 1, "model.init_std": 0,
+    "model.attention_window": 1, "model.window_interval": 1, "model.attention_softcap": 0,
+    "model.relative_buckets": 2, "model.rope_scaling": 1, "model.rope_scaling_context": 1,
     "data.tokenizer_vocab": 257, "data.workers": 0, "data.seq_len": 1, "data.prefetch": 0,
     "parallel.tp": 1, "parallel.pp": 1, "parallel.dp": 1, "parallel.cp": 1, "parallel.virtual_stages": 1,
     "optim.min_lr": 0, "optim.warmup_steps": 0, "optim.decay_steps": 1, "optim.weight_decay": 0, "optim.clip": 0,
@@ -66,10 +77,13 @@ _AT_MOST = {
     "ops.head_block_mb": 1e9, "parallel.bucket_mb": 1e9, "parallel.timeout_s": 1e9, "run.threads": 1024,
     "cluster.nodes": 1e6, "cluster.ranks_per_node": 1024, "cluster.warn_s": 65535, "cluster.join_s": 1e6,
     "model.embedding_grad": 1,  # it shrinks
+    "model.rope_fraction": 1,
 }  # fmt: skip
 
 _ABOVE_ZERO = (
-    "model.norm_eps", "model.rope_theta", "model.embedding_grad", "parallel.bucket_mb", "parallel.timeout_s",
+    "model.norm_eps", "model.rope_theta", "model.rope_fraction", "model.rope_scaling_low", "model.embedding_scale",
+    "model.attention_scale",
+    "model.logit_scale", "model.embedding_grad", "parallel.bucket_mb", "parallel.timeout_s",
     "optim.lr", "optim.eps", "optim.clip_z", "precision.loss_scale", "precision.min_loss_scale",
     "cluster.join_s",
 )  # fmt: skip
@@ -93,6 +107,7 @@ def validate(config: Config, world_size: int | None) -> None:
         _check_batches(config, dp)
     _check_ramp(config)
     _check_data(config)
+    check_objective(config)
     _check_optim(config)
     _check_precision(config)
     check_policy(config.stability)
@@ -132,7 +147,7 @@ def _get(config: Config, key: str) -> Any:
 
 
 def _check_names(config: Config) -> None:
-    registries = {f"model.{registry.trait}": tuple(registry.names()) for registry in (NORMS, POSITIONS, ACTIVATIONS)}
+    registries = {f"model.{registry.trait}": tuple(registry.names()) for registry in _REGISTRIES}
     for key, names in (_NAMES | registries).items():
         if _get(config, key) not in names:
             raise ConfigError(f"{key}={_get(config, key)} is unknown.{did_you_mean(str(_get(config, key)), names)}")
@@ -149,8 +164,9 @@ def _check_ranges(config: Config) -> None:
         if value is not None and value > most:
             raise ConfigError(f"{key}={value:g} is too large; write {most:g} or less.")
     for key in _ABOVE_ZERO:
-        if not 0 < _get(config, key) < math.inf:
-            raise ConfigError(f"{key}={_get(config, key)} is out of range; write a number above 0.")
+        value = _get(config, key)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{key}={value} is out of range; write a number above 0.")
     for key in _SHARES:
         value = _get(config, key)
         if value is not None and not 0 <= value < 1:
@@ -172,17 +188,12 @@ def _check_heads(config: Config) -> None:
             f"model.kv_heads={m.kv_heads} does not divide model.heads={m.heads}; write "
             f"{_nearest('model.kv_heads', m.kv_heads, _divisors(m.heads))}."
         )
-    dim = m.head_dim or m.hidden // m.heads
-    if m.positions == "rope" and dim % 2:
-        raise ConfigError(
-            f"model.positions=rope rotates pairs, but a head has {dim} dimensions (model.head_dim, or model.hidden / "
-            f"model.heads); write model.head_dim={dim + 1}."
-        )
+    check_traits(m)
 
 
 def _check_sequence(config: Config) -> None:
     m, d = config.model, config.data
-    if m.positions == "learned" and d.seq_len > m.max_positions:
+    if m.positions in ("learned", "learned_2d") and d.seq_len > m.max_positions:
         raise ConfigError(
             f"data.seq_len={d.seq_len} is more than model.max_positions={m.max_positions} learned positions; write "
             f"data.seq_len={m.max_positions} or model.max_positions={d.seq_len}."
@@ -291,6 +302,7 @@ def _check_data(config: Config) -> None:
             f"data.split={d.split} must be the shares of train, valid and test, the first above 0; write "
             "data.split=[969,30,1]."
         )
+    read_valid_sets(d.valid)
     for piece in d.skip:
         if not (isinstance(piece, list) and len(piece) == 2 and all(type(end) is int for end in piece)):
             raise ConfigError(f"data.skip: {piece!r} is not a range; write data.skip=[[FIRST,STOP],...] in samples.")
@@ -356,10 +368,11 @@ def _check_ops(config: Config) -> None:
     m, o = config.model, config.ops
     on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
     backend.check(o.backend, o.overrides, "cuda" if on_gpu else "cpu", DTYPES[config.precision.dtype])
-    if o.overrides.get("attention") == "flash" and m.attention_dropout > 0:
+    named = o.overrides.get("attention", "auto")
+    why = [part for part in written_out(m) if not (named == "flash" and "softcap" in part)]
+    if named not in ("auto", "reference") and why:
         raise ConfigError(
-            f"ops.overrides.attention=flash cannot drop by token as model.attention_dropout={m.attention_dropout:g} "
-            "asks; write ops.overrides.attention=auto."
+            f"ops.overrides.attention={named} does not know what {why[0]} asks for; write ops.overrides.attention=auto."
         )
     dim = m.head_dim or m.hidden // m.heads
     for op in ("attention", "rope"):

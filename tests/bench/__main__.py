@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.ranks import ALLOCATOR
+from launch.environment import ALLOCATOR
 from tests.bench import saving, second_start, watching
 from tests.bench.kernels.case import COLUMNS as KERNEL_COLUMNS
 from tests.bench.kernels.measure import kernel_rows

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.config import DataConfig, TrainConfig
+from engine.config import DataConfig, ObjectiveConfig, TrainConfig
 from engine.data.build import build_data
 from engine.data.indexed import HEADER, MAGIC, bin_path, idx_path
 from engine.data.loader import Loader
@@ -48,7 +48,7 @@ def start_s(prefix: Path, sizes: Sizes, *, cold: bool) -> float:
     if cold:
         forget(prefix)
     begin = time.perf_counter()
-    data = build_data(config, train.seed, sizes.vocab, 1, is_writer=True, barrier=lambda: None)
+    data = build_data(config, ObjectiveConfig(), train.seed, sizes.vocab, 1, is_writer=True, barrier=lambda: None)
     plans = plan(CONSUMED, train.steps, train)
     loader = Loader(
         data.train, data.collate, plans, micro_batch=sizes.samples, dp_rank=0, dp=1, prefetch=config.prefetch

@@ -12,7 +12,7 @@ import torch
 
 from engine.checkpoint.reader import Checkpoint, open_checkpoint
 from engine.checkpoint.resume import ACCEPTABLE, FIXED, check_model, check_run
-from engine.config import Config
+from engine.config import Config, ObjectiveConfig
 from engine.errors import CheckpointError, ConfigError
 from engine.validate import validate
 from launch.mistakes import known_keys
@@ -47,6 +47,8 @@ TABLE: list[tuple[str, Any, str]] = [
     ("train.seed", 7, "acceptable"),
     ("data.seq_len", 128, "acceptable"),
     ("data.split", [90.0, 10.0, 0.0], "acceptable"),
+    ("objective.name", "ul2", "acceptable"),  # U-PaLM goes on from PaLM; a sample holds other text then
+    ("objective.endings", 0.5, "told"),
     ("model.layers", 5, "never"),
     ("model.kv_heads", 2, "never"),
     ("model.rope_theta", 5e5, "never"),
@@ -112,6 +114,15 @@ def test_all_that_is_wrong_is_told_at_once(checkpoint: Checkpoint) -> None:
         check_run(checkpoint, config, CONTENTS)
     with pytest.raises(CheckpointError, match=r"other samples: data.seq_len was 256, is 64\. Put it"):
         check_run(checkpoint, accepting(config, "train.seed"), CONTENTS)
+
+
+def test_more_noise_makes_samples_of_other_text(tmp_path: Path) -> None:
+    masked = replace(Config(), objective=ObjectiveConfig(name="masked"))
+    checkpoint = saved(tmp_path, config=asdict(masked))
+    assert check_run(checkpoint, masked, CONTENTS) == []
+    noisier = replace(masked, objective=ObjectiveConfig(name="masked", noise=0.3))
+    with pytest.raises(CheckpointError, match=r"objective\.noise was null, is 0\.3"):
+        check_run(checkpoint, noisier, CONTENTS)
 
 
 def test_a_vocabulary_of_another_size_is_another_model(checkpoint: Checkpoint) -> None:

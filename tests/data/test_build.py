@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.config import DataConfig
+from engine.config import DataConfig, ObjectiveConfig
 from engine.data.build import DataBundle, build_data
 from engine.data.corpus import Skipped, builtin_files, documents
 from engine.data.indexed import IndexedDataset
@@ -36,7 +36,9 @@ def build(tmp_path: Path, notes: list[str] | None = None, vocab: int | None = No
         "split": [80, 20, 0], **changes,
     }  # fmt: skip
     notice: Callable[[str], None] = (lambda note: None) if notes is None else notes.append
-    return build_data(DataConfig(**settings), 1, vocab, 64, is_writer=True, barrier=lambda: None, notice=notice)
+    return build_data(
+        DataConfig(**settings), ObjectiveConfig(), 1, vocab, 64, is_writer=True, barrier=lambda: None, notice=notice
+    )
 
 
 def test_jsonl_is_indexed_once_and_found_again(tmp_path: Path, text: Path) -> None:
@@ -327,8 +329,8 @@ def test_one_rank_prepares_and_the_others_wait(tmp_path: Path, text: Path) -> No
         workers=1,
         split=[1, 0, 0],
     )
-    build_data(config, 1, None, 64, is_writer=True, barrier=barrier, notice=order.append)
-    other = build_data(config, 1, None, 64, is_writer=False, barrier=barrier)
+    build_data(config, ObjectiveConfig(), 1, None, 64, is_writer=True, barrier=barrier, notice=order.append)
+    other = build_data(config, ObjectiveConfig(), 1, None, 64, is_writer=False, barrier=barrier)
     assert order[-1] == "barrier"
     assert other.valid is None
     assert isinstance(other.train.splits[0].dataset, IndexedDataset)

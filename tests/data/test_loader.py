@@ -41,9 +41,7 @@ def make_samples(corpus: IndexedDataset, vocab: int = 10**4) -> Samples:
 
 
 def collator(**kwargs: bool) -> Collator:
-    return Collator(
-        Causal(eod=None), document_mask=kwargs.get("mask", False), position_reset=kwargs.get("reset", False)
-    )
+    return Collator(Causal(SEQ, document_mask=kwargs.get("mask", False), position_reset=kwargs.get("reset", False)))
 
 
 def rows(micros: list[MicroBatch]) -> dict[int, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import socket
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,25 @@ def test_collectives_that_do_not_fit_are_shown_side_by_side(tmp_path: Path) -> N
     assert found is not None
     assert found[0].rank == 1
     assert found[1] == "rank 0 is in all_reduce over world (24 bytes): the two do not belong together"
+
+
+def test_a_cut_network_is_named_where_two_hosts_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks 0 and 1, on host a, are one replica; 2 and 3, on host b, the other."""
+    recorders = []
+    for rank in range(4):
+        monkeypatch.setattr(socket, "gethostname", lambda rank=rank: "ab"[rank // 2])
+        recorders.append(Recorder())
+        recorders[rank].open(tmp_path, rank, 4, "pp=1 dp=2 cp=1 tp=2")
+        recorders[rank].begin_step(3)
+    for rank in (0, 2, 3):
+        wait(recorders[rank], "reduce_scatter", "dp", nbytes=4096)
+    wait(recorders[1], "all_reduce", "tp")  # behind rank 0, in another collective
+    found = find_culprit(read_records(tmp_path))
+    assert found is not None
+    assert found[0].rank == 0
+    assert "rank 2 waits for it as well: the network between a and b is down" in found[1]
 
 
 def test_where_nobody_is_seen_waiting_the_one_behind_is_to_blame(tmp_path: Path) -> None:

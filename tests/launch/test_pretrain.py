@@ -93,6 +93,30 @@ def test_number_of_ranks(layout: dict[str, int], gpus: int, ranks: int) -> None:
     assert pretrain.ranks_to_start(config, gpus) == (ranks, ranks)
 
 
+@pytest.mark.parametrize(
+    ("cluster", "layout", "gpus", "ranks"),
+    [
+        ({"nodes": 2}, {"tp": 2, "pp": 2}, 0, (2, 4)),  # the layout's, shared out
+        ({"nodes": 2}, {"tp": 2}, 8, (8, 16)),  # the GPUs
+        ({"nodes": 3, "gpus_per_node": 4}, {"tp": 2}, 0, (4, 12)),  # submitted from a machine without any
+        ({"nodes": 2, "ranks_per_node": 1, "gpus_per_node": 4}, {"pp": 2}, 8, (1, 2)),
+    ],
+)
+def test_number_of_ranks_of_nodes(
+    cluster: dict[str, int], layout: dict[str, int], gpus: int, ranks: tuple[int, int]
+) -> None:
+    config = Config()
+    vars(config.cluster).update(kind="slurm", **cluster)
+    vars(config.parallel).update(layout)
+    assert pretrain.ranks_to_start(config, gpus) == ranks
+
+
+def test_a_dry_run_starts_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, recorder = main(monkeypatch, "--dry-run", "parallel.tp=2", "run.device=cpu")
+    assert (code, recorder.calls) == (0, [])
+    assert capsys.readouterr().out == "trimaran: 2 rank(s) would start on this machine, 2 in all.\n"
+
+
 def test_more_ranks_than_gpus_are_refused() -> None:
     config = Config()
     config.parallel.tp = 16

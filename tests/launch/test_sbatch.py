@@ -52,8 +52,8 @@ def test_the_script_asks_for_what_was_configured(
         "train.micro_batch=1", "train.global_batch=64", "model.layers=8",
         "cluster.account=lab", "cluster.partition=gpu", "cluster.qos=high", "cluster.time=12:00:00",
         "cluster.interface=ib0", "cluster.ib_hca=mlx5_0", "cluster.warn_s=240", "parallel.timeout_s=300",
-        "cluster.sbatch=[--constraint=h100]", "cluster.prologue=[module load cuda]",
-        "cluster.container=apptainer exec --nv 'my image.sif'", "cluster.srun=[--label]", "run.name=big/one%",
+        'cluster.sbatch=["--constraint=h100"]', "cluster.prologue=[module load cuda]",
+        "cluster.container=\"apptainer exec --nv 'my image.sif'\"", "cluster.srun=[--label]", "run.name=big/one%",
     )  # fmt: skip
     script = runs / "big/one%/slurm/job.sh"
     assert capsys.readouterr().out == f"trimaran: {script} is written, not submitted.\n"

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from engine.monitor.console import Clock, PlainConsole, RichConsole, make_console
+from engine.monitor.console import Clock, PlainConsole, RichConsole, describe, make_console
 from tests.monitor.records import step_values
 
 
@@ -102,3 +102,12 @@ def test_time_left_leaves_out_the_first_step(monkeypatch: pytest.MonkeyPatch) ->
     now[0] += 8000
     clock.tick(14)
     assert clock.eta() == "5:00:00"
+
+
+def test_validation_sets_are_shown_by_name() -> None:
+    record = {"step": 5, "valid/books/loss": 2.0, "valid/books/perplexity": 7.389, "valid/books/bits_per_byte": 0.9,
+              "valid/code/loss": 1.0, "valid/code/perplexity": 2.718, "valid_time_s": 0.1}  # fmt: skip
+    assert describe(record) == (
+        "validation at step 5: books loss 2.0000, perplexity 7.39, bits per byte 0.9000; code loss 1.0000, "
+        "perplexity 2.72"
+    )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.ops import backend
-from engine.ops.attention import attention, dropped_attention
+from engine.ops.attention import Drop, Scores, attention
 from engine.ops.key_ranges import KeyRanges
 from engine.ops.philox import make_key, random_bits
 from tests.ops.witness import check, check_bf16, draw
@@ -44,7 +44,7 @@ def judge(
     qkv: Tensor, heads: int, kv_heads: int, keys: KeyRanges, slopes: Tensor | None = None, slack: float = 8
 ) -> None:
     check(
-        lambda x: attention(x, heads, kv_heads, keys, slopes_h=slopes),
+        lambda x: attention(x, heads, kv_heads, keys, scores=Scores(slopes_h=slopes)),
         lambda x: plain(x, heads, kv_heads, keys.mask_b1ss, slopes=slopes),
         qkv, slack=slack,
     )  # fmt: skip
@@ -79,6 +79,24 @@ def test_documents_do_not_see_each_other() -> None:
     assert torch.equal(KeyRanges.causal(9, CPU).mask_b1ss[0, 0], causal)
     assert KeyRanges.full(9, CPU).mask_b1ss.all()
     judge(packed(1, 9, 4, 4, 6), 4, 4, KeyRanges.full(9, CPU))
+
+
+@given(data=st.data(), s=st.sampled_from([1, 9, 70]))
+@settings(max_examples=15, deadline=None)
+def test_a_prefix_is_seen_by_its_whole_document(data: st.DataObject, s: int) -> None:
+    """Documents of any length with prefixes of any length, none and all of it included; against the definition."""
+    documents, prefix = [], []
+    while len(documents) < s:
+        length = data.draw(st.integers(1, s - len(documents)))
+        shown = data.draw(st.integers(0, length))
+        documents += [documents[-1] + 1 if documents else 0] * length
+        prefix += [place < shown for place in range(length)]
+    one, shown_s = torch.tensor(documents), torch.tensor(prefix)
+    expected = (one[:, None] == one[None, :]) & (torch.ones(s, s, dtype=torch.bool).tril() | shown_s[None, :])
+    keys = KeyRanges.documents(one[None], shown_s[None])
+    assert torch.equal(keys.mask_b1ss[0, 0], expected)
+    assert (keys.first_bs.dtype, keys.last_bs.dtype) == (torch.int32, torch.int32)
+    judge(packed(1, s, 4, 2, 6), 4, 2, keys)
 
 
 def test_distance_bias() -> None:
@@ -202,9 +220,7 @@ def test_dropout_is_addressed_by_global_token_and_head(masked: bool, offset: int
     kept = random_bits(key, rows * s + torch.arange(s)) >= int(p * 2**32)
     keys = KeyRanges.documents(DOCUMENTS) if masked else KeyRanges.causal(s, CPU)
     check(
-        lambda x: dropped_attention(
-            x, heads, 2, keys, p=p, key=key, rows_bs=rows_bs, head_offset=offset, heads_total=heads_total
-        ),
+        lambda x: attention(x, heads, 2, keys, drop=Drop(p, key, rows_bs, offset, heads_total)),
         lambda x: plain(x, heads, 2, keys.mask_b1ss, kept.double() / (1 - p)),
         packed(b, s, heads, 2, 6),
     )

@@ -56,8 +56,12 @@ def _name(case: tuple[Any, ...]) -> str:
 
 
 def check(config: Any, world: int, tolerance: float, masked: bool = False) -> None:
-    expected = train_oracle(config, STEPS, masked)
-    results = run_ranks(world, train_layout, config, STEPS, masked)
+    compare(config, run_ranks(world, train_layout, config, STEPS, masked), tolerance, masked)
+
+
+def compare(config: Any, results: list[dict[str, Any]], tolerance: float, masked: bool, steps: int = STEPS) -> None:
+    """Hold what the ranks say of a training to the plain model's."""
+    expected = train_oracle(config, steps, masked)
     for result in results:  # every rank reports the same global numbers
         assert result["losses"] == pytest.approx(expected["losses"], rel=tolerance)
         assert result["norms"] == pytest.approx(expected["norms"], rel=tolerance)

@@ -172,6 +172,7 @@ class Slurm:
             assert time.monotonic() < deadline, f"job {job} is not requeued: {self.field(job, 'JobState')}"
             time.sleep(0.2)
         self.wait(job, "PENDING", seconds=seconds)
+        time.sleep(2)  # credentials of the same second are those that the requeue has revoked
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

@@ -100,12 +100,10 @@ def test_scancel_ends_a_job_saved_and_for_good(slurm: Slurm, tmp_path: Path) -> 
 
 def test_tasks_of_an_array_are_runs_of_their_own(slurm: Slurm, tmp_path: Path) -> None:
     """Each with its configuration, behind prologue and container; the ends of a ladder are not requeued."""
-    python = stand_in(
-        tmp_path, f'echo "$MARK $WRAPPED $* $SLURM_LABELIO" > {tmp_path}/told-$SLURM_ARRAY_TASK_ID; exit 17'
-    )
+    python = stand_in(tmp_path, f'echo "$MARK $WRAPPED $*" > {tmp_path}/told-$SLURM_ARRAY_TASK_ID; echo run; exit 17')
     job = submit(
-        slurm, tmp_path, 'cluster.array=["train.seed=1","train.seed=2"]', "cluster.srun=[--label]",
-        f"cluster.python={python}", "cluster.prologue=[export MARK=seen]", "cluster.container=env WRAPPED=yes",
+        slurm, tmp_path, 'cluster.array=["train.seed=1","train.seed=2"]', 'cluster.srun=["--label"]',
+        f"cluster.python={python}", 'cluster.prologue=["export MARK=seen"]', 'cluster.container="env WRAPPED=yes"',
     )  # fmt: skip
     for number in range(2):
         folder = tmp_path / f"default-{number}" / "slurm"

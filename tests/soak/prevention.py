@@ -116,8 +116,9 @@ def train(rank: int, world: int, config: Config, name: str) -> tuple[list[float]
     trouble = TROUBLES[name]
     backend.select(config.ops.backend)
     data = build_data(
-        config.data, config.train.seed, None, config.model.vocab_multiple, is_writer=True, barrier=dist.barrier
-    )
+        config.data, config.objective, config.train.seed, None, config.model.vocab_multiple, is_writer=True,
+        barrier=dist.barrier,
+    )  # fmt: skip
     assert data.valid is not None
     mesh = Mesh(pp=1, dp=1, cp=1, tp=1, device=CPU)
     stepper = Stepper(config, data.vocab, mesh, CPU)

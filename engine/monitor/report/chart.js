@@ -115,12 +115,12 @@ class Chart {
     DATA.runs.forEach((run, number) => {
       this.spec.keys.forEach((key, place) => {
         const colour = several ? number % 8 : place % 8, dashed = several && place > 0;
-        const label = [several ? run.name : "", this.spec.keys.length > 1 ? NAMES[key] || key : ""];
+        const label = [several ? run.name : "", this.spec.keys.length > 1 || key.startsWith("valid/") ? NAMES[key] || key.replace(/^valid\/(.+)\/.*$/, "$1") : ""];
         const base = { run, key, colour, dashed, label: label.filter(Boolean).join(", "), toggle: several ? `${number}` : key };
         if (this.spec.marked && place === 0)
           for (const branch of run.abandoned)
             if (Object.hasOwn(branch, key)) found.unshift({ ...base, kind: "left", raw: branch[key], toggle: "left", label: several ? `${run.name}, abandoned` : "abandoned" });
-        if (Object.hasOwn(run.curves, key)) found.push({ ...base, kind: key.startsWith("valid_") ? "dots" : "line", raw: run.curves[key] });
+        if (Object.hasOwn(run.curves, key)) found.push({ ...base, kind: /^valid[_/]/.test(key) ? "dots" : "line", raw: run.curves[key] });
       });
     });
     return found.map((curve) => ({ ...curve, x: onAxis(curve.run, curve.raw.x), y: curve.raw.y }));

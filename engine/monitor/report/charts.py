@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from engine.monitor.metrics import METRICS
+from engine.monitor.metrics import METRICS, set_key, set_metrics
 from engine.monitor.report.html import Html, join, missing, tag
 
 
@@ -46,6 +46,10 @@ _KNOWN = (
 )  # fmt: skip
 _ALWAYS = ("loss", "grad_norm", "lr", "tokens_per_s", "memory_gib", "step_time_s")  # a page without them says so
 _WHERE_VARIED = ("loss_scale", "batch_size")
+_SET_CHARTS = (
+    ("loss", "Validation sets", "nats per token"),
+    ("bits_per_byte", "Validation sets, by bytes", "bits per byte"),
+)
 _ELSEWHERE = {"tokens_per_s_per_device", "valid_perplexity", "alerts"}  # follow from others
 
 
@@ -55,11 +59,26 @@ def choose(runs: Sequence[dict[str, Any]]) -> list[Chart]:
     charts = [chart for chart in _KNOWN if _wanted(chart, found, runs)]
     if len(runs) > 1:  # the parts of a step would hide the runs
         charts = [replace(chart, keys=chart.keys[:1], hint="") if chart.keys is _TIMES else chart for chart in charts]
-    shown = {key for chart in _KNOWN for key in chart.keys} | _ELSEWHERE
-    for key in sorted(set(found) - shown):
+    charts += _of_sets(found, several=len(runs) > 1)
+    shown = {key for chart in [*_KNOWN, *charts] for key in chart.keys} | _ELSEWHERE
+    for key in sorted(key for key in set(found) - shown if not key.startswith("valid/")):
         validates = key.startswith("valid_loss")
         hint = METRICS[key].meaning if key in METRICS else ""
         charts.append(Chart(key, key.replace("_", " "), (key,), "nats per token" if validates else "", hint=hint))
+    return charts
+
+
+def _of_sets(found: dict[str, Any], *, several: bool) -> list[Chart]:
+    """Return the charts of the sets of data.valid: over all sets, or one of each where several runs are compared.
+
+    Perplexity follows from the loss.
+    """
+    charts = []
+    for metric, title, unit in _SET_CHARTS:
+        keys = [key for name in sorted(set_metrics(dict.fromkeys(found, 0))) if (key := set_key(name, metric)) in found]
+        for number, chosen in enumerate([(key,) for key in keys] if several else [tuple(keys)] if keys else []):
+            which = f": {chosen[0].split('/')[1]}" if several else ""
+            charts.append(Chart(f"sets_{metric}_{number}", title + which, chosen, unit, hint="of data.valid"))
     return charts
 
 

@@ -50,8 +50,10 @@ def render(runs: Sequence[Run], now: float) -> str:
 
 
 def _one(run: Run, panels: Html) -> Html:
-    sections = (setup.pipeline, figures.step_time, figures.profiled, setup.data, decisions.ledger,
-                decisions.checkpoints, setup.environment, setup.config)  # fmt: skip
+    sections = (
+        setup.pipeline, figures.step_time, figures.profiled, setup.data, decisions.ledger, decisions.checkpoints,
+        setup.environment, setup.config,
+    )  # fmt: skip
     below = [section(run) for section in sections]
     return join([figures.tiles(run), panels, tag("h2", "How it ran"), tag("div", *below, class_="cards")])
 

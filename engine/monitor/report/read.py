@@ -96,7 +96,7 @@ def read_run(path: Path) -> Run:
         )
     return Run(
         path=path, name=path.resolve().name, steps=steps, abandoned=left,
-        validations=_latest(record for record in others if any(key.startswith("valid_") for key in record)),
+        validations=_latest(record for record in others if any(key.startswith(("valid_", "valid/")) for key in record)),
         checkpoints=_latest(record for record in others if "checkpoint_bytes" in record),
         ledger=ledger, starts=starts, config=config, vocab=vocab, events=find_events(ledger, starts, left),
         written=written, notices=notices,

@@ -62,7 +62,7 @@ def _validation_curves(records: Iterable[dict[str, Any]]) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
     for record in records:
         for key, value in record.items():
-            if key.startswith("valid_"):
+            if key.startswith(("valid_", "valid/")):
                 curve = found.setdefault(key, {"x": [], "y": []})
                 curve["x"].append(record["step"])
                 curve["y"].append(_round(value) if isinstance(value, (int, float)) else None)

@@ -198,6 +198,26 @@ def test_a_run_that_stopped_itself_says_so(tmp_path: Path) -> None:
     assert "stopped itself at step 7" in page_of(tmp_path).text
 
 
+def test_validation_sets_share_charts(tmp_path: Path) -> None:
+    rows = [{"step": step, **step_values(loss=3.0)} for step in range(1, 5)]
+    sets = {
+        "valid/books/loss": 2.5,
+        "valid/books/perplexity": 12.2,
+        "valid/books/bits_per_byte": 0.8,
+        "valid/x/loss": 2.0,
+    }
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "metrics.jsonl", [*rows, {"step": 4, **sets, "valid_time_s": 1.0}])
+    page = page_of(tmp_path / "one")
+    keys = {chart["name"]: chart["keys"] for chart in page.data["charts"]}
+    assert keys["sets_loss_0"] == ["valid/books/loss", "valid/x/loss"]
+    assert keys["sets_bits_per_byte_0"] == ["valid/books/bits_per_byte"]
+    assert page.data["runs"][0]["curves"]["valid/books/loss"] == {"x": [4], "y": [2.5]}
+    both = {chart["name"]: chart["keys"] for chart in page_of(tmp_path / "one", tmp_path / "two").data["charts"]}
+    assert (both["sets_loss_0"], both["sets_loss_1"]) == (["valid/books/loss"], ["valid/x/loss"])
+
+
 def test_a_profile_is_shown_where_there_is_one(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "voyage", 100)
     page = " ".join(page_of(folder).text.split())

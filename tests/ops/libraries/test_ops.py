@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.mesh import Axis
 from engine.ops import backend
 from engine.ops.adamw import adamw_, sum_of_squares
-from engine.ops.attention import attention
+from engine.ops.attention import Scores, attention
 from engine.ops.key_ranges import KeyRanges
 from engine.ops.linear import accumulate_weight_grad
 from engine.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -56,7 +56,7 @@ def test_attention(libraries: dict[str, ModuleType]) -> None:
     keys = KeyRanges.causal(S, CPU)
     compare(libraries, "attention", qkv, lambda x: attention(x, HEADS, KV, keys), qkv)
     slopes = torch.linspace(0.1, 1, HEADS)
-    compare(libraries, "attention", qkv, lambda x: attention(x, HEADS, KV, keys, slopes_h=slopes), qkv)
+    compare(libraries, "attention", qkv, lambda x: attention(x, HEADS, KV, keys, scores=Scores(slopes_h=slopes)), qkv)
     window = KeyRanges.causal(S, CPU, window=3)
     compare(libraries, "attention", qkv, lambda x: attention(x, HEADS, KV, window), qkv)
 

@@ -1,0 +1,1 @@
+"""Scoring: validation sets while training, checkpoints on any layout, and tasks of lm-evaluation-harness."""

@@ -1,0 +1,1 @@
+"""How a block arranges its norms, attention and feed-forward layer."""
