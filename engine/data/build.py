@@ -222,9 +222,9 @@ class Preparation:
                     self._prepare()
 
     def _is_complete(self) -> bool:
-        trains = self.tokenizer_file is not None and self.config.tokenizer == "train"
-        made = [self.tokenizer_file] if trains and self.tokenizer_file is not None else []
-        return all(path.exists() for path in [*made, *(meta_path(self._cached(source)) for source in self._files)])
+        if self.tokenizer_file is not None and self.config.tokenizer == "train" and not self.tokenizer_file.exists():
+            return False
+        return all(meta_path(self._cached(source)).exists() for source in self._files)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
