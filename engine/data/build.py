@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +217,26 @@ class Preparation:
     def run(self) -> None:
         """Train the tokenizer and index what is not in the cache yet."""
         with explained(f"{self.cache} cannot be written", "make room there, or write another data.cache_dir"):
-            self._prepare()
+            if not self._is_complete():
+                with self._alone():
+                    self._prepare()
+
+    def _is_complete(self) -> bool:
+        if self.tokenizer_file is not None and self.config.tokenizer == "train" and not self.tokenizer_file.exists():
+            return False
+        return all(meta_path(self._cached(source)).exists() for source in self._files)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one run at a time prepare: those of a sweep begin together, and want the same."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with open(self.cache / ".lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.notice(f"waiting for another run, which prepares data in {self.cache}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _prepare(self) -> None:
         if self.tokenizer_file is not None and self.config.tokenizer == "train" and not self.tokenizer_file.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,13 @@ def test_one_rank_prepares_and_the_others_wait(tmp_path: Path, text: Path) -> No
     assert order[-1] == "barrier"
     assert other.valid is None
     assert isinstance(other.train.splits[0].dataset, IndexedDataset)
+
+
+def test_runs_that_begin_together_prepare_once(tmp_path: Path, text: Path) -> None:
+    """As the jobs of a sweep do."""
+    notes: list[str] = []
+    with ThreadPoolExecutor(3) as pool:
+        bundles = list(pool.map(lambda _: build(tmp_path, notes, paths=[str(text)]), range(3)))
+    assert len({bundle.summary for bundle in bundles}) == 1
+    assert len([note for note in notes if note.startswith("indexing")]) == 1
+    assert len([note for note in notes if note.startswith("training a byte-level BPE")]) == 1
