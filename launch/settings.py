@@ -7,12 +7,14 @@ An entry point wraps its task: ``run_with_config(task, argv)`` reads `conf/`, le
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -126,9 +128,14 @@ def _register() -> None:
         OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
-    for name, small in tiny_presets(CONF / "model").items():
-        store.store(group="model", name=name, node=dataclasses.asdict(small))
+    for name, small in _small_models().items():
+        store.store(group="model", name=name, node=small)
     store.store(group="hydra/help", name="trimaran", node={"app_name": "trimaran", "template": template()})
+
+
+@functools.cache
+def _small_models() -> dict[str, dict[str, Any]]:
+    return {name: dataclasses.asdict(small) for name, small in tiny_presets(CONF / "model").items()}
 
 
 def _parse(arguments: list[str]) -> list[Override]:
