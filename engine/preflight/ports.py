@@ -27,7 +27,7 @@ def check_ports(team: Team, config: Config, *, alone: bool) -> list[Finding]:
 
 
 def _look(config: Config) -> Finding:
-    asked: str | None = getattr(getattr(config, "cluster", None), "rendezvous", None)
+    asked = config.cluster.rendezvous
     if asked is None:
         return judge_port(TORCHRUN_PORT, asked=False)
     host, _, port = asked.rpartition(":")
