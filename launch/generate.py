@@ -16,6 +16,7 @@ from engine.device import Device
 from engine.errors import CheckpointError, ConfigError, did_you_mean
 from engine.generate import generate, load_model
 from engine.interchange.saved import SavedModel
+from engine.objectives.rules import check_left_to_right
 from launch.script import run_script
 
 DEFAULTS: dict[str, str | int | float] = {
@@ -47,6 +48,7 @@ def sample(settings: dict[str, str | int | float]) -> str:
     saved = SavedModel.open(Path(str(settings["run"])))
     for warning in saved.checkpoint.warnings:
         print(f"trimaran: {warning}", file=sys.stderr)
+    check_left_to_right("generation", saved.objective)
     if saved.tokenizer_file is None:
         raise CheckpointError(
             f"{settings['run']} has no tokenizer.json beside its checkpoints, so its tokens cannot be shown as text."

@@ -183,7 +183,7 @@ class PlainModel:
             scores = scores + self.weights["relative_bias.weight"][:, torch.tensor(buckets)].transpose(0, 1)
         mask_bss = batch.mask_bss
         if c.attention_window is not None and layer % c.window_interval == c.window_interval - 1:
-            mask_bss = mask_bss & (distance < c.attention_window)
+            mask_bss = mask_bss & (distance.abs() < c.attention_window)
         scores = scores.masked_fill(~mask_bss[:, :, None, :], -math.inf)
         rows = batch.rows_bs[:, :, None] * c.heads + torch.arange(c.heads)
         probs = self._drop(scores.softmax(-1), c.attention_dropout, batch, layer, "attention", rows)

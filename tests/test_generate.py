@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.config import ObjectiveConfig
 from engine.generate import generate, load_model
 from engine.interchange.convert import export_run
 from engine.interchange.saved import SavedModel
@@ -51,6 +53,18 @@ def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
     assert sampled(model) == first
     assert sampled(model, count=7) == first[:7]
     assert len({tuple(sampled(model, seed=seed)) for seed in range(5)}) == 5
+
+
+@pytest.mark.parametrize("objective", [ObjectiveConfig("masked"), ObjectiveConfig("glm", block_positions=True)])
+def test_what_was_not_trained_from_left_to_right_is_refused(
+    objective: ObjectiveConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = replace(MODELS["gpt"], positions="learned_2d") if objective.block_positions else MODELS["llama"]
+    save_run(tmp_path / "run", model, tokenizer=small_tokenizer(), objective=objective)
+    assert main([f"run={tmp_path / 'run'}", "prompt=the sea"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"from left to right, which objective={objective.name} does not train" in error
 
 
 class Fixed:

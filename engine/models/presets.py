@@ -40,7 +40,7 @@ def read_preset(path: Path) -> Preset:
     """Return the preset of a file; raise ConfigError where it is none."""
     text = path.read_text()
     try:
-        values = yaml.load(text, yaml.CSafeLoader)
+        values = yaml.CSafeLoader(text).get_single_data()
     except yaml.YAMLError:
         values = None
     known = {field.name for field in fields(ModelConfig)}

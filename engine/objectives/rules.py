@@ -11,6 +11,7 @@ from engine.objectives.choose import MODES, PUBLISHED, published, special_tokens
 _LEVELS = ("character", "token")
 _BYTES_AND_EOD = 257
 _CAUSAL = ("causal", "fim")  # no token sees one that comes after it
+_IN_PLACE = ("masked", "unified")  # labels are not shifted
 _LEFT_TO_RIGHT = (*_CAUSAL, "prefix")
 _BACKWARDS = ("alibi", "t5", "transformer_xl")  # positions that are distances to what came before
 
@@ -42,11 +43,12 @@ def check_objective(config: Config) -> None:
 
 
 def check_left_to_right(what: str, o: ObjectiveConfig) -> None:
-    """Raise ConfigError where `what` would score token by token what was not trained to predict so."""
+    """Raise ConfigError where `what` goes token by token through what was not trained so."""
     if o.name not in _LEFT_TO_RIGHT:
         raise ConfigError(
-            f"{what} is scored from left to right, which objective={o.name} does not train; leave it out (training "
-            f"scores the split of data.paths by the objective itself), or use a run of {' or '.join(_LEFT_TO_RIGHT)}."
+            f"{what} goes through text from left to right, which objective={o.name} does not train; leave it out "
+            "(training scores the split of data.paths by the objective itself), or use a run of objective="
+            f"{' or '.join(_LEFT_TO_RIGHT)}."
         )
 
 
@@ -102,6 +104,11 @@ def _check_denoisers(specs: Any) -> None:
         _check_share("objective.denoisers: noise", spec["noise"], closed=False)
         if "span" in spec:
             _check_span("objective.denoisers: span", spec["span"])
+        if mode == "S" and spec["noise"] > 0.5:
+            raise ConfigError(
+                f"objective.denoisers: noise={spec['noise']} of mode S is out of range: where the end begins is drawn "
+                "uniformly, so that it is half of the text in the mean at most; write noise: 0.5 or less."
+            )
         weight = spec.get("weight", 1)
         if type(weight) not in (int, float) or not 0 < weight < 1e9:
             raise ConfigError(f"objective.denoisers: weight={weight} is out of range; write a number above 0.")
@@ -109,6 +116,16 @@ def _check_denoisers(specs: Any) -> None:
 
 def _check_positions(config: Config) -> None:
     positions, two = config.model.positions, bool(config.objective.block_positions)
+    if positions == "none" and config.objective.name not in _CAUSAL:
+        raise ConfigError(
+            f"model.positions=none tells tokens apart by a causal mask alone, but objective={config.objective.name} "
+            "lets them see ahead; write model.positions=rope, learned or sinusoidal, or objective=causal."
+        )
+    if config.model.query_layer and config.objective.name in _IN_PLACE:
+        raise ConfigError(
+            f"model.query_layer=true asks for the next token, but objective={config.objective.name} predicts tokens in "
+            "their own places; write model.query_layer=false, or objective=causal."
+        )
     if positions in _BACKWARDS and config.objective.name not in _CAUSAL:
         raise ConfigError(
             f"model.positions={positions} are distances backwards, but objective={config.objective.name} lets tokens "

@@ -49,9 +49,10 @@ class KeyRanges:
         return cls(first_1s, torch.full_like(first_1s, s - 1))
 
     def within(self, window: int) -> KeyRanges:
-        """Return those of the same keys that are the query's own, or among the `window` - 1 before it, or ahead."""
+        """Return those of the same keys that are the query's own, or among the `window` - 1 on either side of it."""
         places_s = torch.arange(self.first_bs.shape[1], dtype=torch.int32, device=self.first_bs.device)
-        return KeyRanges(torch.maximum(self.first_bs, places_s - (window - 1)), self.last_bs)
+        first_bs = torch.maximum(self.first_bs, places_s - (window - 1))
+        return KeyRanges(first_bs, torch.minimum(self.last_bs, places_s + (window - 1)))
 
     @cached_property
     def mask_b1ss(self) -> Tensor:

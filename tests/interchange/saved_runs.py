@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.checkpoint.entry import Entry
 from engine.checkpoint.reader import open_checkpoint
-from engine.config import Config, DataConfig, ModelConfig
+from engine.config import Config, DataConfig, ModelConfig, ObjectiveConfig
 from engine.data.tokenizer import Tokenizer
 from engine.models.transformer import parameter_shapes
 from tests.checkpoint.helpers import save
@@ -57,6 +57,7 @@ def save_run(
     step: int = 7,
     lies: dict[str, Any] | None = None,
     tokenizer_name: str | None = None,
+    objective: ObjectiveConfig | None = None,
 ) -> dict[str, Tensor]:
     """Save a run whose ranks cut every tensor into `cuts` ranges of rows; return its weights.
 
@@ -74,7 +75,10 @@ def save_run(
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
     meta: dict[str, Any] = {
-        "config": dataclasses.asdict(Config(model=config, data=DataConfig(seq_len=CONTEXT))), "vocab_size": VOCAB,
+        "config": dataclasses.asdict(
+            Config(model=config, data=DataConfig(seq_len=CONTEXT), objective=objective or ObjectiveConfig())
+        ),
+        "vocab_size": VOCAB,
         "tokenizer": tokenizer_name or ("tokenizer.json" if tokenizer else None),
         "consumed_samples": 56, "optimizer_steps": 7.0,
         "loss_scaler": {"scale": 1.0, "clean_steps": 0},

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from engine.config import Config
 from engine.errors import DataError
+from engine.models.presets import tiny_presets
 from engine.models.transformer import count_parameters
 from engine.validate import validate
 from launch import helptext
@@ -80,6 +81,8 @@ def test_every_option_composes_and_is_sound(choice: str) -> None:
     more = ["data.paths=[corpus.jsonl]"] if needs_paths and choice != "experiment=default" else []
     if choice == "parallel=tp8":
         more.append("model=llama2-7b")
+    if choice == "cluster=torchrun":
+        more.append("cluster.rendezvous=node1:29400")
     validate(compose(choice, *more), None)
 
 
@@ -155,7 +158,8 @@ def test_help_lists_every_group_option_and_key_with_its_comment(capsys: pytest.C
     assert end.value.code == 0
     page = capsys.readouterr().out
     for group in (folder.name for folder in CONF.iterdir() if folder.is_dir()):
-        assert f"{group}: {', '.join(options(group))}" in page
+        small = tiny_presets(CONF / "model") if group == "model" else ()
+        assert f"{group}: {', '.join(sorted([*options(group), *small]))}" in page
     for key in known_keys():
         assert f"  {key}=" in page or f"\n{key}: " in page, key
     for section in helptext.sections():

@@ -67,6 +67,12 @@ def test_windows_inside_documents() -> None:
     assert not keys.is_causal
 
 
+def test_windows_are_two_sided_where_tokens_see_ahead() -> None:
+    keys = KeyRanges.documents(torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 5, dtype=torch.bool)).within(2)
+    assert keys.first_bs.tolist() == [[0, 0, 1, 2, 3]]
+    assert keys.last_bs.tolist() == [[1, 2, 3, 4, 4]]
+
+
 def test_a_weight_as_input_delivers_one_gradient() -> None:
     weight, told = nn.Parameter(torch.ones(3, dtype=torch.bfloat16)), list[str]()
     weight.main_grad = torch.ones(3)  # type: ignore[attr-defined]

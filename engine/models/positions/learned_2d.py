@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import ModelConfig
+from engine.models.inits import table
 from engine.models.positions.learned import LearnedPositions
 from engine.models.registry import POSITIONS
 from engine.models.traits import Pass
 from engine.ops.embedding import lookup
 from engine.parallel.linear import TensorParallel
-from engine.parallel.sharding import EMBEDDING, Init, parameter, whole
+from engine.parallel.sharding import EMBEDDING, parameter, whole
 
 
 @POSITIONS.register("learned_2d")
@@ -22,9 +23,14 @@ class LearnedPositions2D(LearnedPositions):
         super().__init__(config, tp, with_table=with_table)
         self.blocks: nn.Parameter | None = None
         if with_table:
-            shape, init = (config.max_positions, config.hidden), Init(std=config.init_std)
+            shape = (config.max_positions, config.hidden)
             piece = whole(
-                "block_positions.weight", shape, init, tp.axis, partial_grad=tp.sequence_parallel, kind=EMBEDDING
+                "block_positions.weight",
+                shape,
+                table(config),
+                tp.axis,
+                partial_grad=tp.sequence_parallel,
+                kind=EMBEDDING,
             )
             self.blocks = parameter([piece], tp.dtype, tp.device)
 

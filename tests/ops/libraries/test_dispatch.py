@@ -141,7 +141,7 @@ def test_the_other_apex(libraries: dict[str, ModuleType], monkeypatch: pytest.Mo
     ("section", "values", "answer"),
     [
         ("precision", {"dtype": "fp32"}, "ops.overrides.attention=flash, but flash takes bf16, fp16, not fp32; "),
-        ("model", {"attention_dropout": 0.1}, "attention_dropout=0.1 asks; write ops.overrides.attention=auto."),
+        ("model", {"attention_dropout": 0.1}, "attention_dropout=0.1 asks for; write ops.overrides.attention=auto."),
         ("model", {"head_dim": 264}, "ops.overrides.attention=flash takes heads of up to 256 dimensions"),
     ],
 )  # fmt: skip
