@@ -15,6 +15,7 @@ import pytest
 from engine.data.tokenizer import Tokenizer
 from tests.system.runs import REPO, TINY, corpus, environment
 
+pytestmark = pytest.mark.timeout(600)
 README = (REPO / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.strip().splitlines()]
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "books").mkdir()
     texts = [json.loads(line)["text"] for line in lines]
     for number in range(0, 400, 20):
-        (path / "books" / f"{number}.txt").write_text("\n".join(texts[number : number + 20]))
+        (path / "books" / f"{number}.txt").write_text("\n".join(texts[number : number + 4]))
     Tokenizer.train(texts, 300).save(path / "tokenizer.json")
     return path
 
@@ -74,7 +75,7 @@ def start(command: str, folder: Path, ranks: int = 8, port: int = 0) -> subproce
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=150)
+    output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
     return output
 
@@ -98,7 +99,7 @@ def test_readme_command(number: int, folder: Path) -> None:
         assert any(wanted in output for output in outputs), outputs
     elif "dashboard.py project" in command:
         process = start(command, folder)
-        output, _ = process.communicate(timeout=150)
+        output, _ = process.communicate(timeout=280)
         assert (process.returncode, "wandb is not logged in" in output) == (2, True), output
     else:
         output = finish(start(command, folder))
