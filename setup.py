@@ -159,6 +159,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8",
+            "pytest-rerunfailures>=14",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
