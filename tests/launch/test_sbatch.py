@@ -6,12 +6,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine.config import Config
 from launch import pretrain
+from launch.codes import Outcome
 from launch.settings import run_with_config
 from tests.launch.test_settings import compose
 
@@ -38,8 +38,12 @@ def options(script: Path) -> dict[str, str]:
 
 
 def configuration(folder: Path) -> Config:
-    seen: list[Any] = []
-    task = lambda config, overrides: seen.append(config) or 0  # noqa: E731
+    seen: list[Config] = []
+
+    def task(config: Config, overrides: list[str]) -> Outcome:
+        seen.append(config)
+        return Outcome(0)
+
     assert run_with_config(task, [f"--config-dir={folder}", "--config-name=job"]) == 0
     return seen[0]
 
