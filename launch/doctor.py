@@ -43,11 +43,16 @@ _RESULT = "TRIMARAN_DOCTOR"  # set for ranks that this script has started: the f
 def examine(arguments: list[str]) -> int:
     """Be a rank where one was started, or have all that the configuration asks for; return the exit code."""
     words = [f"run.{word}" if word.startswith("device=") else word for word in arguments]
+    given: list[tuple[Config, list[str]]] = []
 
-    def look(config: Config, overrides: list[str]) -> Outcome:
-        return Outcome(_work(config) if is_rank() else _launch(config, [*repeat_flags(words), *overrides]))
+    def keep(config: Config, overrides: list[str]) -> Outcome:
+        given.append((config, overrides))
+        return Outcome(DONE)
 
-    return run_with_config(look, words)
+    code = run_with_config(keep, words)
+    for config, overrides in given:  # outside of Hydra, which would end the process with the code
+        code = _work(config) if is_rank() else _launch(config, [*repeat_flags(words), *overrides])
+    return code
 
 
 def _launch(config: Config, words: list[str]) -> int:
