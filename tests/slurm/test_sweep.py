@@ -20,9 +20,10 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="hydra-submitit-launcher is not installed"),
 ]
+# submitit takes any stop within 10 minutes of the limit for time that ran out, not for a preemption
 _SLURM = [
     "hydra/launcher=submitit_slurm", "hydra.launcher.partition=debug", "hydra.launcher.cpus_per_task=1",
-    "hydra.launcher.timeout_min=10", "hydra.launcher.signal_delay_s=20",
+    "hydra.launcher.timeout_min=60", "hydra.launcher.signal_delay_s=20",
 ]  # fmt: skip
 
 
