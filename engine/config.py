@@ -293,7 +293,7 @@ class ClusterConfig:
     account: str | None = None  # that is charged
     partition: str | None = None  # or several, with commas
     qos: str | None = None  # quality of service
-    time: str | None = None  # limit, as sbatch takes it: 30 (minutes), 12:00:00, 2-00:00:00; null: the partition's
+    time: str | None = None  # limit: 30 (minutes), 12:00:00 (in a file '12:00:00'), 2-00:00:00; null: the partition's
     warn_s: int = 300  # seconds before the limit at which the run is asked to save, and the job to be requeued
     gpus_per_node: int | None = None  # asked for; null: none
     cpus_per_node: int | None = None  # asked for; null: whole nodes, for this job alone

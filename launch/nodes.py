@@ -45,10 +45,16 @@ class Nodes:
         self.host, self.port = check_rendezvous(cluster.rendezvous)
         self.failed = threading.Event()  # set once another node has failed in this attempt, or is gone
         given = _given_number(cluster)
+        self._keeps = False
         self._store = self._open(given, timedelta(seconds=cluster.join_s))
         self._join_s = cluster.join_s
-        self.number = self._claim(given)
-        self._wait_for_all()
+        try:
+            self.number = self._claim(given)
+            self._wait_for_all()
+        except dist.DistError:
+            raise NodesError(
+                f"node 0, at {self.host}:{self.port}, gave up waiting; start the same command on every node."
+            ) from None
         # In a job, the output of all nodes is one log.
         self.speaks = self.number == 0 or "SLURM_STEP_ID" not in os.environ
 
@@ -58,7 +64,9 @@ class Nodes:
         """Keep the store on the node that is number 0, or that the address belongs to; connect to it on the others."""
         if given == 0 or (given is None and _is_here(self.host)):
             try:
-                return dist.TCPStore(self.host, self.port, is_master=True, timeout=timeout, wait_for_workers=False)
+                store = dist.TCPStore(self.host, self.port, is_master=True, timeout=timeout, wait_for_workers=False)
+                self._keeps = True
+                return store
             except dist.DistError as error:
                 if given == 0:
                     raise NodesError(
@@ -77,8 +85,9 @@ class Nodes:
         return dist.TCPStore(self.host, self.port, is_master=False, timeout=timeout, wait_for_workers=False)
 
     def _claim(self, given: int | None) -> int:
-        """Return this node's number: the one it was given, or the first that is free."""
-        for number in range(self.count) if given is None else [given]:
+        """Return this node's number: the one it was given, 0 where the store is, elsewhere the first free one."""
+        free = [given] if given is not None else [0] if self._keeps else range(1, self.count)
+        for number in free:
             if self._store.add(f"node/{number}", 1) == 1:
                 return number
         who = f"cluster.nodes={self.count} nodes are" if given is None else f"node {given} is"
@@ -98,7 +107,10 @@ class Nodes:
                     f"cluster.join_s={self._join_s:g} s; start the same command on every node."
                 )
             if not said and time.monotonic() > deadline - self._join_s + 10:
-                print(line(f"node {self.number}: {here} of {self.count} nodes are here, waiting for the others."))
+                print(
+                    line(f"node {self.number}: {here} of {self.count} nodes are here, waiting for the others."),
+                    flush=True,
+                )
                 said = True
             time.sleep(0.1)
 

@@ -84,7 +84,8 @@ def decide(code: int, state: str, reached: tuple[int, int], before: list[End], m
         cause = {"TimeLimit": "has run out of time", "Preempted": "is preempted"}.get(reason, "was asked to stop")
         if stuck >= _IDLE_STOPS:
             return False, f"{cause} {at}, as {stuck} times before: not requeued; write more cluster.time."
-        return True, f"{cause} and has saved {at}: requeued, to go on from there."
+        saved = " and has saved" if code == UNFINISHED else ""
+        return True, f"{cause}{saved} {at}: requeued, to go on from there."
     failures = sum(end.code not in (UNFINISHED, *_UNHEARD) for end in before)
     if failures >= most:
         return False, f"ended with code {code} {at}: not requeued, cluster.max_requeues={most} failures were."

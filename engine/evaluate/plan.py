@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.checkpoint.folder import saved_steps, step_path
-from engine.config import Config, ParallelConfig
+from engine.config import ClusterConfig, Config, ParallelConfig
 from engine.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from engine.interchange.saved import SavedModel
 from engine.objectives.rules import check_left_to_right
@@ -78,7 +78,8 @@ def make_plan(run: Path, step: int | None, tasks: Path | None, overrides: Sequen
     config.model, config.model.vocab_size = saved.config, saved.vocab
     config.data.seq_len, config.checkpoint.load, config.faults = saved.context, "auto", []
     config.data.tokenizer = _tokenizer(run, saved, needed=tasks is not None)
-    if OmegaConf.select(asked, "data.cache_dir") is None:
+    config.cluster = ClusterConfig()  # the run's nodes are not ours
+    if OmegaConf.select(asked, "data.cache_dir") is None and not Path(config.data.cache_dir).is_dir():
         config.data.cache_dir = str(run.parent / "data")
     config.train.global_batch = config.train.micro_batch * (config.parallel.dp or 1)
     config.train.ramp = None

@@ -55,7 +55,9 @@ def _evaluate(plan: Plan, device: Device) -> tuple[dict[str, Any], str]:
     dp = resolve_dp(config, world)
     config.train.global_batch = config.train.micro_batch * dp
     validate(config, world)
-    mesh = Mesh(pp=config.parallel.pp, dp=dp, cp=1, tp=config.parallel.tp, device=device)
+    mesh = Mesh(
+        pp=config.parallel.pp, dp=dp, cp=1, tp=config.parallel.tp, device=device, timeout_s=config.parallel.timeout_s
+    )
     backend.select(config.ops.backend, config.ops.overrides, device.torch_device.type)
     forward = load_forward(config, plan.checkpoint, mesh)
     tokenizer_file = None if config.data.tokenizer == "none" else Path(config.data.tokenizer)

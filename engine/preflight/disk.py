@@ -31,7 +31,7 @@ def check_disk(team: Team, config: Config, path: Path, parameters: int) -> list[
     free = shutil.disk_usage(path).free
     free, held = team.gather([free, held])[0]
     found = [judge_room(path, free, held, each, config.checkpoint.keep_last)]
-    sample = min(_SAMPLE, max(1 << 16, each // team.world), free // (2 * team.world))
+    sample = max(1 << 16, min(_SAMPLE, max(1 << 16, each // team.world), free // (2 * team.world)))
     took = _write(path / f".preflight-disk-{team.rank}", sample)
     speeds = team.gather(took)
     wrong = next((text for text in speeds if isinstance(text, str)), None)

@@ -12,6 +12,7 @@ import torch
 from engine.config import Config
 from engine.device import DTYPES, Device
 from engine.mesh import Mesh
+from engine.models.registry import ACTIVATIONS
 from engine.preflight.finding import FAULT, OK, WARNING, Finding, size
 from engine.preflight.team import Team
 from engine.step import Stepper
@@ -41,7 +42,8 @@ def need_of(config: Config, vocab: int, mesh: Mesh, dp: int) -> Need:
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     held = sum(tensor.nbytes for tensor in stepper.state_tensors())
     stability = config.stability
-    snapshots = min(int(stability.snapshot_mb * 2**20), 8 * held) if stability.watch and stability.rollback else 0
+    most = min(int(stability.snapshot_mb * 2**20), stability.snapshots * held)
+    snapshots = most if stability.watch and stability.rollback else 0
     copy = held if config.checkpoint.asynchronous else 0
     layers = sum(len(chunk.blocks) for chunk in stepper.chunks)
     return Need(sum(storages.values()), _activations(config, vocab, layers, mesh, dp), snapshots + copy + _PROCESS)
@@ -53,7 +55,7 @@ def _activations(config: Config, vocab: int, layers: int, mesh: Mesh, dp: int) -
     micros = max(1, train.global_batch // (dp * train.micro_batch))
     in_flight = micros if parallel.schedule == "gpipe" else min(micros, mesh.pp.size - mesh.pp.rank)
     tokens = train.micro_batch * config.data.seq_len
-    gates = 3 if model.activation == "swiglu" else 2
+    gates = 3 if ACTIVATIONS.get(model.activation).gated else 2
     inner = 4 * model.hidden + gates * model.ffn  # q, k, v, attention's output; the feed-forward layer
     outer = 4 * model.hidden  # inputs of both norms and of what follows them
     block = (inner + (outer if parallel.sequence_parallel else outer * mesh.tp.size)) // mesh.tp.size
